@@ -1,0 +1,1 @@
+"""Raw files to prepared domain folders, and prepared folders to batches."""
