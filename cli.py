@@ -1,0 +1,5 @@
+"""Command line."""
+
+
+def run() -> None:
+    """Run."""

@@ -1,0 +1,395 @@
+"""Every setting of the project, one section per consumer.
+
+Order of precedence: `--set section.key=value`, the preset, the preset it extends, the field's
+default. `fidelity: official` changes the default of the fields in `OFFICIAL`; a field that is set
+by hand keeps its value, and the resolved configuration says which it was.
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import json
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from mmm4rec.errors import ConfigError
+
+Fidelity = Literal["corrected", "official"]
+
+# Where the authors' released code computes something else than what is right: the value that
+# reproduces it. The corrected value is the field's own default.
+OFFICIAL: dict[str, dict[str, Any]] = {
+    "model": {
+        "skip": "scaled_by_step",
+        "time_gaps": "seconds",
+        "time_norm": "all_positions",
+        "time_scale": "tanhshrink",
+        "time_dropout": 0.4,
+        "norm_eps": 1e-12,
+        "missing_modality": "white",
+    },
+    "data": {"target_time": "leaked"},
+    "loss": {"padding_candidate": "scored", "duplicate_targets": "negatives"},
+    "optimizer": {"decayed_parameters": "all", "accumulation": "sum"},
+    "prepare": {"text_template": "official"},
+}
+
+
+class Section(BaseModel):
+    """A group of settings: immutable, and an unknown key is an error."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class PrepareConfig(Section):
+    """Raw interactions and metadata to tables."""
+
+    k_core: int = Field(
+        default=5, ge=1, description="keep users and items with at least k events, iteratively"
+    )
+    duplicates: Literal["exact", "keep"] = Field(
+        default="exact",
+        description="exact: drop rows equal in user, item, rating and time (the authors' policy)",
+    )
+    require_metadata: bool = Field(default=True, description="drop items without a metadata line")
+    text_template: Literal["clean", "official"] = Field(
+        default="clean", description="clean: cleaned title, brand, description; official: theirs"
+    )
+    max_bad_lines: int = Field(
+        default=0, ge=0, description="malformed lines per file that are set aside, not fatal"
+    )
+
+
+class ImagesConfig(Section):
+    """How product images are fetched."""
+
+    enabled: bool = Field(default=True, description="false: no request is made")
+    connections: int = Field(default=16, ge=1, le=256, description="requests under way at once")
+    rate_per_host: float = Field(default=20.0, gt=0, description="requests per second and host")
+    timeout_s: float = Field(default=15.0, gt=0, description="seconds for one request")
+    attempts: int = Field(default=3, ge=1, le=10, description="tries per URL (temporary errors)")
+    host_failures: int = Field(
+        default=8, ge=1, description="connection failures in a row after which a host is left alone"
+    )
+    max_bytes: int = Field(default=16_000_000, ge=1, description="bytes of one image file")
+    max_pixels: int = Field(default=64_000_000, ge=1, description="pixels of one decoded image")
+    max_redirects: int = Field(default=3, ge=0, description="redirects followed per request")
+    allow_private_hosts: bool = Field(
+        default=False, description="true: also fetch from private and loopback addresses"
+    )
+
+
+class FeaturesConfig(Section):
+    """Frozen encoders of the modalities."""
+
+    text: str = Field(
+        default="siglip-base", description="encoder of texts: a name, a hub id, a path, or none"
+    )
+    image: str = Field(
+        default="siglip-base", description="encoder of images: a name, a hub id, a path, or none"
+    )
+    batch_size: int = Field(default=32, ge=1, description="items encoded at once")
+    shard_size: int = Field(default=2048, ge=1, description="items per Parquet shard")
+    device: str = Field(default="auto", description="auto, cpu or cuda")
+
+
+class DataConfig(Section):
+    """Prepared domains to batches."""
+
+    data_dir: Path = Field(default=Path("data"), description="holds raw/, work/ and prepared/")
+    modalities: tuple[str, ...] = Field(
+        default=("text", "image"), min_length=1, description="streams, in the order of fusion"
+    )
+    encoders: dict[str, str] = Field(
+        default={}, description="encoder key per modality, where a domain has several"
+    )
+    batch_size: int = Field(default=1024, ge=1, description="training samples per batch")
+    eval_batch_size: int = Field(default=1024, ge=1, description="users ranked at once")
+    target_time: Literal["hidden", "leaked"] = Field(
+        default="hidden", description="leaked: the target's time stays in the input (authors' bug)"
+    )
+    validation_share: float = Field(
+        default=0.05,
+        gt=0,
+        le=1,
+        description="pre-training: share of users who lose their last item to it",
+    )
+
+
+class ModelConfig(Section):
+    """Architecture. SPEC names are the field's: see the README for the authors' names."""
+
+    d_model: int = Field(default=256, ge=1)
+    d_feed_forward: int = Field(default=256, ge=1)
+    num_layers: int = Field(default=1, ge=1)
+    d_state: int = Field(default=64, ge=1)
+    num_groups: int = Field(default=8, ge=1, description="groups of B and C; divides the heads")
+    d_conv: int = Field(default=4, ge=1)
+    expand: int = Field(default=2, ge=1)
+    head_dim: int = Field(default=64, ge=1, description="divides d_model * expand")
+    max_len: int = Field(default=20, ge=2, description="most recent items that are read")
+    item_dropout: float = Field(default=0.4, ge=0, lt=1)
+    dropout: float = Field(default=0.4, ge=0, lt=1)
+    time_dropout: float = Field(default=0.0, ge=0, lt=1, description="on time gaps; official: 0.4")
+    temperature: float = Field(default=0.8, gt=0)
+    use_item_bias: bool = Field(default=True, description="a learned vector per item, modality")
+    use_time: bool = Field(default=True, description="false: plain SSD, no filter")
+    use_feed_forward: bool = Field(default=True)
+    per_position_time_gate: bool = Field(default=False, description="the authors' p2p_residual")
+    ssd_backend: Literal["auto", "quadratic", "recurrent", "mamba"] = Field(default="auto")
+    skip: Literal["unscaled", "scaled_by_step"] = Field(
+        default="unscaled", description="D*x as in Mamba-2; official: D*step*x"
+    )
+    time_gaps: Literal["log_days", "seconds"] = Field(
+        default="log_days",
+        description="log(1 + days) between real items; official: raw seconds",
+    )
+    time_norm: Literal["real_positions", "all_positions"] = Field(
+        default="real_positions", description="official: padding takes part in the statistics"
+    )
+    time_scale: Literal["one_plus", "tanhshrink"] = Field(
+        default="one_plus", description="1 + MLP, alive from the start; official: Tanhshrink"
+    )
+    norm_eps: float = Field(default=1e-5, gt=0, description="of every norm; official: 1e-12")
+    missing_modality: Literal["learned", "zero", "white"] = Field(
+        default="learned", description="what stands for a missing text or image"
+    )
+
+    @property
+    def d_inner(self) -> int:
+        """Width E inside the SSD blocks."""
+        return self.d_model * self.expand
+
+    @property
+    def num_heads(self) -> int:
+        """Number of SSD heads H."""
+        return self.d_inner // self.head_dim
+
+    @model_validator(mode="after")
+    def _heads_fit(self) -> ModelConfig:
+        if self.d_inner % self.head_dim:
+            raise ValueError(
+                f"head_dim ({self.head_dim}) must divide d_model * expand ({self.d_inner})"
+            )
+        if self.num_heads % self.num_groups:
+            raise ValueError(
+                f"num_groups ({self.num_groups}) must divide the number of heads "
+                f"d_model * expand / head_dim ({self.num_heads})"
+            )
+        return self
+
+
+class LossConfig(Section):
+    """Cross-entropy and its candidates."""
+
+    candidates: Literal["full", "in_batch"] = Field(
+        default="full", description="full catalogue, or the targets of the batch (pre-training)"
+    )
+    padding_candidate: Literal["excluded", "scored"] = Field(
+        default="excluded", description="scored: item 0 is a class and is ranked (authors' code)"
+    )
+    duplicate_targets: Literal["masked", "negatives"] = Field(
+        default="masked", description="in-batch: what equal targets of other rows are"
+    )
+
+
+class OptimizerConfig(Section):
+    """NAdam with coupled L2, as in the authors' runs."""
+
+    lr: float = Field(default=1e-4, gt=0)
+    weight_decay: float = Field(default=0.005, ge=0)
+    betas: tuple[float, float] = Field(default=(0.9, 0.999))
+    eps: float = Field(default=1e-8, gt=0)
+    momentum_decay: float = Field(default=0.004, ge=0)
+    decayed_parameters: Literal["weights", "all"] = Field(
+        default="weights",
+        description="weights: not norms, biases, A, D, step and time; official: all",
+    )
+    accumulation: Literal["mean", "sum"] = Field(
+        default="mean", description="over accumulated batches; official: sum"
+    )
+
+
+class TrainerConfig(Section):
+    """The training loop."""
+
+    max_epochs: int = Field(default=100, ge=1)
+    early_stopping_patience: int = Field(default=10, ge=1, description="epochs without a new best")
+    monitor: str = Field(default="val/ndcg@10", pattern=r"^val/(ndcg|recall)@\d+$")
+    accumulate_grad_batches: int = Field(default=8, ge=1)
+    precision: Literal["32-true", "bf16-mixed", "64-true"] = Field(default="32-true")
+    matmul_precision: Literal["highest", "high", "medium"] = Field(default="highest")
+    accelerator: Literal["auto", "cpu", "gpu"] = Field(default="auto")
+    devices: int | Literal["auto"] = Field(default="auto")
+    seed: int = Field(default=2020, ge=0)
+
+
+class EvaluationConfig(Section):
+    """What is reported."""
+
+    cutoffs: tuple[int, ...] = Field(default=(10, 20, 50), min_length=1)
+    bootstrap_samples: int = Field(default=1000, ge=100, description="resamples of users")
+
+    @model_validator(mode="after")
+    def _cutoffs_positive(self) -> EvaluationConfig:
+        if min(self.cutoffs) < 1:
+            raise ValueError(f"cutoffs are at least 1, found {list(self.cutoffs)}")
+        return self
+
+
+class Config(Section):
+    """All settings of a run."""
+
+    fidelity: Fidelity = Field(
+        default="corrected", description="official: what the authors' released code computes"
+    )
+    prepare: PrepareConfig = Field(default=PrepareConfig())
+    images: ImagesConfig = Field(default=ImagesConfig())
+    features: FeaturesConfig = Field(default=FeaturesConfig())
+    data: DataConfig = Field(default=DataConfig())
+    model: ModelConfig = Field(default=ModelConfig())
+    loss: LossConfig = Field(default=LossConfig())
+    optimizer: OptimizerConfig = Field(default=OptimizerConfig())
+    trainer: TrainerConfig = Field(default=TrainerConfig())
+    evaluation: EvaluationConfig = Field(default=EvaluationConfig())
+
+    @model_validator(mode="before")
+    @classmethod
+    def _apply_fidelity(cls, values: Any) -> Any:
+        if not isinstance(values, dict) or values.get("fidelity") != "official":
+            return values
+        values = dict(values)
+        for section, quirks in OFFICIAL.items():
+            given = values.get(section, {})
+            if isinstance(given, dict):
+                values[section] = {**quirks, **given}
+        return values
+
+    @model_validator(mode="after")
+    def _monitor_is_measured(self) -> Config:
+        cutoff = int(self.trainer.monitor.rpartition("@")[2])
+        if cutoff not in self.evaluation.cutoffs:
+            raise ValueError(
+                f"trainer.monitor ({self.trainer.monitor}) needs {cutoff} in evaluation.cutoffs "
+                f"({list(self.evaluation.cutoffs)})"
+            )
+        return self
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return plain data (for YAML, JSON and checkpoints)."""
+        return self.model_dump(mode="json")
+
+
+def config_hash(config: Config, *parts: str) -> str:
+    """Return 10 hex digits that name a configuration and whatever else `parts` says."""
+    text = json.dumps([config.as_dict(), *parts], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:10]
+
+
+def load_config(path: Path | None = None, overrides: tuple[str, ...] | list[str] = ()) -> Config:
+    """Read a preset and apply overrides.
+
+    Args:
+        path: a YAML file with any of the sections, and optionally `extends: other.yaml`
+            (relative to the file). None: all defaults.
+        overrides: `section.key=value`, the value parsed as YAML.
+
+    Raises:
+        ConfigError: the file is missing or malformed, extends itself, or a key or value is not
+            allowed; all problems are listed, with the nearest known key.
+    """
+    values = _read_preset(path, ()) if path else {}
+    for override in overrides:
+        _apply_override(values, override)
+    return build_config(values, str(path) if path else "settings")
+
+
+def build_config(values: dict[str, Any], where: str) -> Config:
+    """Validate plain data as a Config; `where` names its origin in error messages.
+
+    Raises:
+        ConfigError: as `load_config`.
+    """
+    try:
+        return Config.model_validate(values)
+    except ValidationError as error:
+        problems = "; ".join(_describe(problem) for problem in error.errors())
+        raise ConfigError(f"{where}: {problems}") from None
+
+
+def _read_preset(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
+    path = path.resolve()
+    if path in seen:
+        chain = " -> ".join(p.name for p in (*seen, path))
+        raise ConfigError(f"{path}: presets extend each other in a circle: {chain}")
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"cannot read the preset {path}: {error}") from None
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path}: not valid YAML: {error}".replace("\n", " ")) from None
+    if not isinstance(values, dict):
+        raise ConfigError(
+            f"{path}: a preset is a mapping of sections, found {type(values).__name__}"
+        )
+    parent = values.pop("extends", None)
+    if parent is None:
+        return values
+    return _merge(_read_preset(path.parent / str(parent), (*seen, path)), values)
+
+
+def _merge(base: dict[str, Any], top: dict[str, Any]) -> dict[str, Any]:
+    merged = dict(base)
+    for key, value in top.items():
+        old = merged.get(key)
+        merged[key] = (
+            {**old, **value} if isinstance(old, dict) and isinstance(value, dict) else value
+        )
+    return merged
+
+
+def _apply_override(values: dict[str, Any], override: str) -> None:
+    key, equals, text = override.partition("=")
+    if not equals or not key:
+        raise ConfigError(f"--set {override!r}: expected section.key=value")
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError:
+        raise ConfigError(f"--set {override!r}: {text!r} is not a YAML value") from None
+    *sections, leaf = key.strip().split(".")
+    target = values
+    for section in sections:
+        # A copy, so that a default shared by two configurations is never written to.
+        target[section] = dict(target.get(section) or {})
+        target = target[section]
+    target[leaf] = value
+
+
+def _describe(problem: Any) -> str:
+    *parents, name = [str(part) for part in problem["loc"]] or ["settings"]
+    key = ".".join([*parents, name])
+    if problem["type"] == "extra_forbidden":
+        return f"unknown key {key!r}{_nearest(parents, name)}"
+    message = str(problem["msg"]).removeprefix("Value error, ")
+    if problem["type"] == "value_error":
+        return message
+    return f"{key}: {message} (found {problem['input']!r})"
+
+
+def _nearest(parents: list[str], name: str) -> str:
+    known = {
+        section: list(getattr(field.annotation, "model_fields", {}))
+        for section, field in Config.model_fields.items()
+    }
+    siblings = known.get(parents[0], []) if parents else list(known)
+    close = difflib.get_close_matches(name, siblings, n=1, cutoff=0.5)
+    if close:
+        return f", did you mean {'.'.join([*parents, close[0]])!r}?"
+    elsewhere = [section for section, keys in known.items() if name in keys]
+    if elsewhere:
+        return f", did you mean {elsewhere[0]}.{name!s}?"
+    return f" (known: {', '.join(siblings)})"
