@@ -1,5 +1,334 @@
-"""Command line."""
+"""The command line: parse, load the configuration, call one function, print."""
+
+from __future__ import annotations
+
+import errno
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+from mmm4rec.errors import ConfigError, Mmm4RecError
+
+if TYPE_CHECKING:
+    from mmm4rec.checkpoint import Checkpoint
+    from mmm4rec.config import Config
+    from pipeline.datamodule import SequenceDataModule, Stage
+
+
+class _Commands(TyperGroup):
+    """Turns what a user can cause into one line and a non-zero exit."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except ConfigError as error:
+            _fail(str(error), 2)
+        except Mmm4RecError as error:
+            _fail(str(error), 1)
+        except KeyboardInterrupt:
+            _fail("interrupted; the same command carries on from here", 130)
+        except OSError as error:
+            if error.errno != errno.ENOSPC:
+                raise
+            where = f" at {error.filename}" if error.filename else ""
+            _fail(
+                f"the disk is full{where}: nothing half-written was kept. "
+                "Next: free some space, then the same command carries on",
+                1,
+            )
+
+
+def _fail(message: str, code: int) -> None:
+    typer.echo(f"error: {message}", err=True)
+    raise typer.Exit(code)
+
+
+app = typer.Typer(
+    cls=_Commands,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+    help="Transferable multi-modal sequential recommendation (MMM4Rec, arXiv 2506.02916).\n\n"
+    "Try it: mmm4rec demo. In earnest: prepare each domain, pretrain on some, finetune on "
+    "another, then evaluate and recommend.",
+)
+
+Domains = Annotated[
+    list[str],
+    typer.Option("--domain", help="Amazon category, short or full name; repeat for several."),
+]
+Domain = Annotated[str, typer.Option("--domain", help="A prepared domain.")]
+DataDir = Annotated[Path | None, typer.Option(help="Holds raw/, work/ and prepared/ [data].")]
+RunsDir = Annotated[Path, typer.Option(help="Where runs are written.")]
+ConfigFile = Annotated[
+    str | None, typer.Option("--config", help="A preset: a YAML file, or the name of one of ours.")
+]
+Overrides = Annotated[
+    list[str], typer.Option("--set", help="section.key=value, over the preset; repeat for several.")
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON, and only that.")]
+Ckpt = Annotated[Path, typer.Option(help="Folder of a finished run, or its .safetensors file.")]
+
+
+@app.command()
+def prepare(
+    domain: Domains,
+    source: Annotated[
+        str | None,
+        typer.Option(help="Folder or base URL of the raw files; otherwise they are downloaded."),
+    ] = None,
+    data_dir: DataDir = None,
+    text_encoder: Annotated[
+        str | None,
+        typer.Option(help="siglip-base, minilm, hashing, none, a hub id or a local path."),
+    ] = None,
+    image_encoder: Annotated[
+        str | None, typer.Option(help="siglip-base, pixels, none, a hub id or a local path.")
+    ] = None,
+    no_images: Annotated[bool, typer.Option("--no-images", help="Fetch no image.")] = False,
+    config: ConfigFile = None,
+    set_: Overrides = [],  # noqa: B006
+    as_json: AsJson = False,
+) -> None:
+    """Turn raw Amazon files into a prepared domain: tables, images, features, data card."""
+    from pipeline.build import prepare_domain
+    from pipeline.card import format_card
+
+    shortcuts = {
+        "data.data_dir": data_dir,
+        "features.text": text_encoder,
+        "features.image": image_encoder,
+        "images.enabled": False if no_images else None,
+    }
+    settings = _load("prepare", config, _overrides(shortcuts, set_))
+    cards = []
+    for name in domain:
+        manifest = prepare_domain(name, settings, source=source, echo=_say(as_json))
+        cards.append(manifest.card)
+        if not as_json:
+            typer.echo(format_card(manifest.card))
+    if as_json:
+        typer.echo(json.dumps(cards, indent=2))
+
+
+@app.command()
+def pretrain(
+    domain: Domains,
+    data_dir: DataDir = None,
+    runs_dir: RunsDir = Path("runs"),
+    config: ConfigFile = None,
+    set_: Overrides = [],  # noqa: B006
+    as_json: AsJson = False,
+) -> None:
+    """Train on several prepared domains with in-batch cross-entropy."""
+    settings = _load("pretrain", config, _overrides({"data.data_dir": data_dir}, set_))
+    _fit(settings, domain, "pretrain", runs_dir, None, as_json)
+
+
+@app.command()
+def finetune(
+    domain: Domain,
+    ckpt: Annotated[
+        Path | None, typer.Option(help="Run folder or .safetensors to start from [from scratch].")
+    ] = None,
+    data_dir: DataDir = None,
+    runs_dir: RunsDir = Path("runs"),
+    config: ConfigFile = None,
+    set_: Overrides = [],  # noqa: B006
+    as_json: AsJson = False,
+) -> None:
+    """Train on one domain with full-catalogue cross-entropy, and test the best epoch."""
+    from mmm4rec.checkpoint import read_checkpoint
+    from mmm4rec.config import architecture
+
+    checkpoint = read_checkpoint(ckpt) if ckpt else None
+    base = architecture(checkpoint.config) if checkpoint else None
+    settings = _load("finetune", config, _overrides({"data.data_dir": data_dir}, set_), base)
+    _fit(settings, [domain], "finetune", runs_dir, checkpoint, as_json)
+
+
+@app.command()
+def evaluate(
+    ckpt: Ckpt,
+    domain: Domain,
+    data_dir: DataDir = None,
+    runs_dir: RunsDir = Path("runs"),
+    set_: Overrides = [],  # noqa: B006
+    as_json: AsJson = False,
+) -> None:
+    """Rank the last item of every user among the whole catalogue."""
+    from mmm4rec.checkpoint import read_checkpoint
+    from mmm4rec.run_folder import new_run_folder
+    from mmm4rec.runner import evaluate as run_evaluation
+    from mmm4rec.runner import load_model
+
+    checkpoint = read_checkpoint(ckpt)
+    settings = _trained_settings(checkpoint, data_dir, set_)
+    data = _data(settings, [domain], "finetune")
+    run = run_evaluation(
+        settings,
+        load_model(checkpoint, data.catalogue),
+        data,
+        new_run_folder(runs_dir / "evaluate" / domain, checkpoint.sha256[:10]),
+        described={
+            "checkpoint": str(checkpoint.path),
+            "trained": checkpoint.training,
+            "fidelity": settings.fidelity,
+        },
+    )
+    _print_results(run.results, run.folder, as_json)
+
+
+@app.command()
+def recommend(
+    ckpt: Ckpt,
+    domain: Domain,
+    user: Annotated[str | None, typer.Option(help="A user of the domain.")] = None,
+    history: Annotated[
+        str | None, typer.Option(help="Or item names (asins), oldest first, comma-separated.")
+    ] = None,
+    top_k: Annotated[int, typer.Option(min=1, help="How many items.")] = 10,
+    exclude_history: Annotated[
+        bool, typer.Option("--exclude-history", help="Leave out what was bought before.")
+    ] = False,
+    data_dir: DataDir = None,
+    as_json: AsJson = False,
+) -> None:
+    """Print the best next items of a user, or of a history, with their titles and scores."""
+    from mmm4rec.checkpoint import read_checkpoint
+    from mmm4rec.recommend import recommend as rank_items
+    from mmm4rec.runner import load_model
+    from pipeline.prepared import find_history, load_names
+
+    checkpoint = read_checkpoint(ckpt)
+    settings = _trained_settings(checkpoint, data_dir, [])
+    data = _data(settings, [domain], "finetune")
+    model = load_model(checkpoint, data.catalogue)
+    names = load_names(settings.data.data_dir, domain)
+    item_ids, timestamps = find_history(data.sequences, names, user=user, history=history)
+    found = rank_items(
+        model,
+        item_ids,
+        timestamps,
+        max_len=settings.model.max_len,
+        top_k=top_k,
+        exclude_history=exclude_history,
+    )
+    rows = [
+        {
+            "rank": place,
+            "asin": names.asins[r.item_id],
+            "title": names.titles[r.item_id],
+            "score": round(r.score, 4),
+        }
+        for place, r in enumerate(found, start=1)
+    ]
+    if as_json:
+        typer.echo(json.dumps(rows, indent=2, ensure_ascii=False))
+        return
+    last = ", ".join(names.titles[item][:40] for item in item_ids[-3:])
+    typer.echo(f"after {len(item_ids)} items, the last: {last}")
+    for row in rows:
+        typer.echo(f"{row['rank']:>3}  {row['score']:>8.3f}  {row['asin']}  {row['title'][:70]}")
+
+
+@app.command()
+def demo(
+    folder: Annotated[Path, typer.Option(help="Everything is written here.")] = Path("demo"),
+    seeds: Annotated[int, typer.Option(min=1, help="Runs of everything that is trained.")] = 3,
+    as_json: AsJson = False,
+) -> None:
+    """Build a miniature Amazon and take it from raw files to recommendations, in minutes."""
+    from experiments.demo import run_demo
+
+    report = run_demo(folder, seeds=seeds, echo=_say(as_json))
+    typer.echo(json.dumps(report.results, indent=2) if as_json else report.text)
+
+
+def _load(
+    verb: str, preset: str | None, overrides: list[str], base: dict[str, Any] | None = None
+) -> Config:
+    from experiments.presets import find_preset
+    from mmm4rec.config import load_config, merge_settings, read_preset
+
+    settings = merge_settings(read_preset(find_preset(verb)), base or {})
+    return load_config(find_preset(preset) if preset else None, overrides, base=settings)
+
+
+def _overrides(shortcuts: dict[str, Any], given: list[str]) -> list[str]:
+    """Put the named options behind `--set`, so that they win."""
+    return [
+        *given,
+        *(f"{k}={json.dumps(v, default=str)}" for k, v in shortcuts.items() if v is not None),
+    ]
+
+
+def _trained_settings(checkpoint: Checkpoint, data_dir: Path | None, given: list[str]) -> Config:
+    from mmm4rec.config import load_config
+
+    overrides = _overrides({"data.data_dir": data_dir}, given)
+    return load_config(None, overrides, base=checkpoint.config.as_dict())
+
+
+def _data(settings: Config, domains: list[str], stage: Stage) -> SequenceDataModule:
+    from pipeline.datamodule import SequenceDataModule
+
+    return SequenceDataModule(
+        settings.data,
+        domains,
+        stage=stage,
+        max_len=settings.model.max_len,
+        seed=settings.trainer.seed,
+    )
+
+
+def _fit(
+    settings: Config,
+    domains: list[str],
+    stage: Stage,
+    runs_dir: Path,
+    checkpoint: Checkpoint | None,
+    as_json: bool,
+) -> None:
+    from mmm4rec.runner import fit
+
+    run = fit(
+        settings,
+        _data(settings, domains, stage),
+        stage=stage,
+        runs_dir=runs_dir,
+        checkpoint=checkpoint,
+        echo=_say(as_json),
+        progress=sys.stderr.isatty() and not as_json,
+    )
+    _print_results(run.results, run.folder, as_json)
+
+
+def _say(as_json: bool) -> Any:
+    """Progress goes to stderr when stdout is for the result alone."""
+    return lambda line: typer.echo(line, err=as_json)
+
+
+def _print_results(results: dict[str, Any], folder: Path, as_json: bool) -> None:
+    if as_json:
+        typer.echo(json.dumps({"folder": str(folder), **results}, indent=2))
+        return
+    if "best_epoch" in results:
+        typer.echo(
+            f"best epoch {results['best_epoch']} of {results['epochs']}, "
+            f"{results['monitor']} {results['best_validation']:.4f}, "
+            f"{results['seconds_to_best']:.1f} s to it"
+        )
+    for name, measured in results.get("test", {}).items():
+        low, high = measured["interval"]
+        typer.echo(f"test {name:<10} {measured['value']:.4f}  [{low:.4f}, {high:.4f}]")
+    typer.echo(f"written to {folder}")
 
 
 def run() -> None:
-    """Run."""
+    """Run the command line."""
+    app()

@@ -284,25 +284,41 @@ class Config(Section):
         return self.model_dump(mode="json")
 
 
+# What a checkpoint does not decide for the model that is fine-tuned from it.
+_FREE_MODEL_FIELDS = {"use_item_bias", "item_dropout", "dropout", "time_dropout", "ssd_backend"}
+
+
+def architecture(config: Config) -> dict[str, Any]:
+    """Return the settings that a model must share with a checkpoint of `config`, as plain data."""
+    model = config.model.model_dump(mode="json", exclude=_FREE_MODEL_FIELDS)
+    return {"fidelity": config.fidelity, "model": model}
+
+
 def config_hash(config: Config, *parts: str) -> str:
     """Return 10 hex digits that name a configuration and whatever else `parts` says."""
     text = json.dumps([config.as_dict(), *parts], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:10]
 
 
-def load_config(path: Path | None = None, overrides: tuple[str, ...] | list[str] = ()) -> Config:
+def load_config(
+    path: Path | None = None,
+    overrides: tuple[str, ...] | list[str] = (),
+    *,
+    base: dict[str, Any] | None = None,
+) -> Config:
     """Read a preset and apply overrides.
 
     Args:
         path: a YAML file with any of the sections, and optionally `extends: other.yaml`
             (relative to the file). None: all defaults.
         overrides: `section.key=value`, the value parsed as YAML.
+        base: plain data that the preset stands on, as if the preset extended it.
 
     Raises:
         ConfigError: the file is missing or malformed, extends itself, or a key or value is not
             allowed; all problems are listed, with the nearest known key.
     """
-    values = _read_preset(path, ()) if path else {}
+    values = merge_settings(base or {}, read_preset(path) if path else {})
     for override in overrides:
         _apply_override(values, override)
     return build_config(values, str(path) if path else "settings")
@@ -321,7 +337,12 @@ def build_config(values: dict[str, Any], where: str) -> Config:
         raise ConfigError(f"{where}: {problems}") from None
 
 
-def _read_preset(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
+def read_preset(path: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
+    """Read a preset and those that it extends as plain data, not yet validated.
+
+    Raises:
+        ConfigError: a file is missing or malformed, or extends itself.
+    """
     path = path.resolve()
     if path in seen:
         chain = " -> ".join(p.name for p in (*seen, path))
@@ -339,10 +360,11 @@ def _read_preset(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
     parent = values.pop("extends", None)
     if parent is None:
         return values
-    return _merge(_read_preset(path.parent / str(parent), (*seen, path)), values)
+    return merge_settings(read_preset(path.parent / str(parent), (*seen, path)), values)
 
 
-def _merge(base: dict[str, Any], top: dict[str, Any]) -> dict[str, Any]:
+def merge_settings(base: dict[str, Any], top: dict[str, Any]) -> dict[str, Any]:
+    """Return `base` with the keys of `top` put over it, section by section."""
     merged = dict(base)
     for key, value in top.items():
         old = merged.get(key)

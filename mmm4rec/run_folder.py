@@ -1,0 +1,78 @@
+"""The folder of a run: how it is named, found again and written to."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+Echo = Callable[[str], None]
+RunState = Literal["new", "unfinished", "finished"]
+RESULTS = "results.json"
+
+
+def open_run_folder(
+    parent: Path, digest: str, reuse: bool
+) -> tuple[Path, Literal["new", "unfinished", "finished"]]:
+    """Find the newest run of this hash that can be taken up, or name a new one."""
+    for folder in sorted(parent.glob(f"*-{digest}"), reverse=True):
+        if not (folder / RESULTS).is_file():
+            return folder, "unfinished"
+        if reuse:
+            return folder, "finished"
+    return new_run_folder(parent, digest), "new"
+
+
+def new_run_folder(parent: Path, digest: str) -> Path:
+    """Make a folder named by the time and what it is a run of."""
+    folder = parent / f"{datetime.now(UTC):%Y%m%dT%H%M%S.%fZ}-{digest}"
+    folder.mkdir(parents=True)
+    return folder
+
+
+def environment() -> dict[str, Any]:
+    """Describe the machine and the versions that a result was made with."""
+    names = ("mmm4rec", "torch", "lightning", "torchmetrics", "numpy", "pyarrow", "mamba-ssm")
+    return {
+        "python": platform.python_version(),
+        "machine": platform.machine(),
+        "cpus": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "gpus": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
+        "versions": {name: _version(name) for name in names},
+    }
+
+
+def _version(name: str) -> str | None:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return None
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write plain data atomically as JSON."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    temporary.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
+    temporary.replace(path)
+
+
+@contextmanager
+def logged(folder: Path, echo: Echo) -> Iterator[Echo]:
+    """Yield an echo that also writes to log.txt."""
+    with (folder / "log.txt").open("a", encoding="utf-8") as log:
+
+        def say(line: str) -> None:
+            log.write(f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ} {line}\n")
+            log.flush()
+            echo(line)
+
+        yield say

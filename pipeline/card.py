@@ -1,0 +1,107 @@
+"""The data card: what a researcher wants to know of a prepared domain before using it."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import Any
+
+import polars as pl
+
+from pipeline.schema import Count
+from pipeline.splitting import ambiguous_order_share
+
+
+def data_card(
+    domain: str,
+    counts: list[Count],
+    bad_lines: dict[str, int],
+    interactions: pl.DataFrame,
+    items: pl.DataFrame,
+    outcomes: pl.DataFrame,
+) -> dict[str, Any]:
+    """Describe a prepared domain as plain data.
+
+    Args:
+        domain: its name.
+        counts: what was left after each step.
+        bad_lines: lines set aside, per raw file.
+        interactions: as in the prepared folder.
+        items: as in the prepared folder.
+        outcomes: one row per image URL that was asked, with `status` and `error`.
+    """
+    lengths = items["text"].str.len_chars()
+    sequence_lengths = interactions.group_by("user_id").len()["len"]
+    has_time = interactions["timestamp"].max() != interactions["timestamp"].min()
+    ok = int((items["image_status"] == "ok").sum())
+    return {
+        "domain": domain,
+        "counts": [count.model_dump() for count in counts],
+        "bad_lines": bad_lines,
+        "interactions_per_user": _spread(sequence_lengths),
+        "ambiguous_order_share": round(ambiguous_order_share(interactions), 4)
+        if has_time
+        else None,
+        "images": {
+            "items": len(items),
+            "with_url": int((items["image_urls"].list.len() > 0).sum()),
+            "ok": ok,
+            "coverage": round(ok / len(items), 4),
+            "urls": _tally(outcomes, "error"),
+        },
+        "text_characters": _spread(lengths),
+        "time": _time_range(interactions) if has_time else None,
+    }
+
+
+def format_card(card: dict[str, Any]) -> str:
+    """Return the card as lines for a terminal."""
+    images, text, users = card["images"], card["text_characters"], card["interactions_per_user"]
+    lines = [card["domain"], f"  {'':<24}{'users':>10}{'items':>10}{'interactions':>14}"]
+    for count in card["counts"]:
+        lines.append(
+            f"  {count['step']:<24}{count['users']:>10,}{count['items']:>10,}"
+            f"{count['interactions']:>14,}"
+        )
+    for name, bad in card["bad_lines"].items():
+        if bad:
+            lines.append(f"  set aside: {bad:,} malformed lines of {name}")
+    urls = ", ".join(f"{error} {count:,}" for error, count in images["urls"].items())
+    lines += [
+        f"  interactions a user      median {users['median']:g}, most {users['max']:,}",
+        f"  images                   {images['ok']:,} of {images['items']:,} items "
+        f"({images['coverage']:.1%}); {images['with_url']:,} have a URL",
+        f"  image URLs               {urls or 'none asked'}",
+        f"  text                     characters: least {text['min']:,}, median {text['median']:g}, "
+        f"most {text['max']:,}",
+    ]
+    if card["time"]:
+        lines += [
+            f"  time                     {card['time']['first']} to {card['time']['last']}",
+            f"  ambiguous order          {card['ambiguous_order_share']:.1%} of users: their last "
+            "two items share a timestamp, file order decides",
+        ]
+    else:
+        lines.append("  time                     no timestamps: training turns time off")
+    return "\n".join(lines)
+
+
+def _spread(values: pl.Series) -> dict[str, float]:
+    return {
+        "min": int(values.min()),  # type: ignore[arg-type]
+        "median": float(values.median()),  # type: ignore[arg-type]
+        "max": int(values.max()),  # type: ignore[arg-type]
+    }
+
+
+def _tally(table: pl.DataFrame, column: str) -> dict[str, int]:
+    counted = table.with_columns(pl.col(column).fill_null("ok")).group_by(column).len()
+    return dict(counted.sort("len", column, descending=[True, False]).iter_rows())
+
+
+def _time_range(interactions: pl.DataFrame) -> dict[str, str]:
+    times = interactions["timestamp"]
+    first, last = (
+        datetime.fromtimestamp(int(stamp), UTC).date().isoformat()  # type: ignore[arg-type]
+        for stamp in (times.min(), times.max())
+    )
+    return {"first": first, "last": last}

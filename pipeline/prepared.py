@@ -1,0 +1,189 @@
+"""A prepared domain folder to arrays, without any of the tools that prepared it."""
+
+from __future__ import annotations
+
+import difflib
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import torch
+
+from mmm4rec.batch import ItemCatalogue, ModalityFeatures
+from mmm4rec.errors import ConfigError, DataError
+from pipeline.feature_store import read_features
+from pipeline.schema import (
+    FEATURES,
+    INTERACTIONS,
+    ITEMS,
+    USERS,
+    FeatureSet,
+    Manifest,
+    prepared_dir,
+    read_manifest,
+)
+from pipeline.sequences import FlatSequences
+
+
+@dataclass(frozen=True)
+class PreparedDomain:
+    """One domain, ready to be batched."""
+
+    name: str
+    manifest: Manifest
+    sequences: FlatSequences
+    catalogue: ItemCatalogue
+
+
+@dataclass(frozen=True)
+class Names:
+    """What ids stand for, for people.
+
+    Attributes:
+        asins: item names by item id; index 0 is the padding item's empty name.
+        titles: item titles by item id.
+        users: user names by user id.
+    """
+
+    asins: list[str]
+    titles: list[str]
+    users: list[str]
+
+
+def load_domain(
+    data_dir: Path, domain: str, modalities: tuple[str, ...], encoders: dict[str, str]
+) -> PreparedDomain:
+    """Load a prepared domain.
+
+    Args:
+        data_dir: the folder that holds `prepared/`.
+        domain: name of the domain.
+        modalities: the streams wanted; one that the domain lacks is missing for every item.
+        encoders: encoder key per modality, needed where a domain has several.
+
+    Raises:
+        DataError: the folder is not there, incomplete, or its parts do not belong together.
+        ConfigError: `encoders` names one that the domain does not have, or must and does not.
+    """
+    folder = prepared_dir(data_dir, domain)
+    manifest = read_manifest(folder)
+    features = {
+        modality: _load_modality(folder, manifest, modality, encoders.get(modality))
+        for modality in modalities
+    }
+    if not any(modality.present_I.any() for modality in features.values()):
+        raise DataError(
+            f"{folder}: no item has any of the modalities {', '.join(modalities)}. "
+            f"Next: mmm4rec prepare --domain {domain} with --text-encoder or --image-encoder"
+        )
+    catalogue = ItemCatalogue(features, manifest.fingerprint, manifest.has_time)
+    return PreparedDomain(domain, manifest, _load_sequences(folder, manifest), catalogue)
+
+
+def load_names(data_dir: Path, domain: str) -> Names:
+    """Load the names of items and users.
+
+    Raises:
+        DataError: the folder is not a prepared domain.
+    """
+    folder = prepared_dir(data_dir, domain)
+    read_manifest(folder)
+    items = pq.read_table(folder / ITEMS, columns=["asin", "title"])
+    users = pq.read_table(folder / USERS, columns=["user"])
+    return Names(
+        ["", *items["asin"].to_pylist()],
+        ["", *items["title"].to_pylist()],
+        users["user"].to_pylist(),
+    )
+
+
+def _load_sequences(folder: Path, manifest: Manifest) -> FlatSequences:
+    table = pq.read_table(folder / INTERACTIONS)
+    user_ids = table["user_id"].to_numpy()
+    final = manifest.counts[-1]
+    if len(user_ids) != final.interactions or (np.diff(user_ids.astype(np.int64)) < 0).any():
+        raise DataError(
+            f"{folder / INTERACTIONS}: {len(user_ids)} rows, the manifest says "
+            f"{final.interactions} sorted by user. Next: delete {folder}, run mmm4rec prepare again"
+        )
+    counts = np.bincount(user_ids, minlength=final.users)
+    offsets = np.concatenate([[0], np.cumsum(counts)])
+    return FlatSequences(
+        torch.from_numpy(table["item_id"].to_numpy().astype(np.int64)),
+        torch.from_numpy(table["timestamp"].to_numpy().astype(np.int64)),
+        torch.from_numpy(offsets.astype(np.int64)),
+    )
+
+
+def _load_modality(
+    folder: Path, manifest: Manifest, modality: str, wanted: str | None
+) -> ModalityFeatures:
+    num_items = manifest.counts[-1].items
+    chosen = _choose(folder, manifest, modality, wanted)
+    if chosen is None:
+        return ModalityFeatures(
+            torch.zeros(num_items + 1, 0), torch.zeros(num_items + 1, dtype=torch.bool)
+        )
+    stored = read_features(
+        folder / FEATURES / modality / chosen.key, num_items, manifest.fingerprint
+    )
+    return ModalityFeatures(
+        torch.from_numpy(stored.values),
+        torch.from_numpy(stored.present),
+        torch.from_numpy(stored.blank),
+        stored.key,
+    )
+
+
+def _choose(
+    folder: Path, manifest: Manifest, modality: str, wanted: str | None
+) -> FeatureSet | None:
+    sets = {found.key: found for found in manifest.features if found.modality == modality}
+    if wanted is None and len(sets) <= 1:
+        return next(iter(sets.values()), None)
+    if wanted in sets:
+        return sets[wanted]
+    problem = "has several encoders" if wanted is None else f"has no encoder {wanted!r}"
+    raise ConfigError(
+        f"{folder}: {modality} {problem}; it has {', '.join(sorted(sets)) or 'none'}. "
+        f"Next: --set 'data.encoders={{{modality}: KEY}}'"
+    )
+
+
+def find_history(
+    sequences: FlatSequences, names: Names, *, user: str | None, history: str | None
+) -> tuple[list[int], list[int]]:
+    """Return item ids and timestamps of a user, or of item names given by hand.
+
+    Args:
+        sequences: of the domain.
+        names: of the domain.
+        user: a user's name.
+        history: item names, oldest first, comma-separated; they are taken as bought together, at
+            the last moment of the domain.
+
+    Raises:
+        ConfigError: neither or both are given.
+        DataError: the user or an item is unknown; the message names what is close.
+    """
+    if (user is None) == (history is None):
+        raise ConfigError("give either --user NAME or --history ASIN,ASIN")
+    if user is not None:
+        known = {name: index for index, name in enumerate(names.users)}
+        if user not in known:
+            raise DataError(f"no user {user!r} in this domain{_example(user, names.users)}")
+        first, end = sequences.offsets_U[known[user] : known[user] + 2].tolist()
+        return sequences.items_N[first:end].tolist(), sequences.timestamps_N[first:end].tolist()
+    asins = [asin.strip() for asin in (history or "").split(",") if asin.strip()]
+    ids = {name: index for index, name in enumerate(names.asins) if index}
+    for asin in asins:
+        if asin not in ids:
+            raise DataError(f"no item {asin!r} in this domain{_example(asin, names.asins[1:])}")
+    moment = int(sequences.timestamps_N.max()) if len(sequences.timestamps_N) else 0
+    return [ids[asin] for asin in asins], [moment] * len(asins)
+
+
+def _example(name: str, known: list[str]) -> str:
+    close = difflib.get_close_matches(name, known, n=1)
+    return f"; did you mean {close[0]!r}?" if close else f"; a known one is {known[0]!r}"

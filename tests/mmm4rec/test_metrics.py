@@ -1,0 +1,125 @@
+import itertools
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torchmetrics.functional.retrieval import retrieval_normalized_dcg
+
+from mmm4rec.metrics import (
+    RankingMetrics,
+    TargetRank,
+    bootstrap_intervals,
+    ndcg,
+    recall,
+    target_rank,
+)
+
+
+def _oracle(scores: list[float], target: int, cutoff: int) -> tuple[float, float]:
+    """Average recall and NDCG over every ordering that agrees with the scores."""
+    hits, gains = [], []
+    for order in itertools.permutations(range(len(scores))):
+        if any(scores[a] < scores[b] for a, b in itertools.pairwise(order)):
+            continue
+        place = order.index(target)
+        hits.append(float(place < cutoff))
+        gains.append(1 / np.log2(place + 2) if place < cutoff else 0.0)
+    return float(np.mean(hits)), float(np.mean(gains))
+
+
+@given(
+    st.lists(st.integers(0, 3), min_size=2, max_size=6),
+    st.integers(0, 5),
+    st.integers(1, 7),
+)
+def test_metrics_equal_the_mean_over_all_orderings(values, target, cutoff):
+    target %= len(values)
+    scores_BI = torch.tensor([[100.0, *map(float, values)]])  # the padding item has the top score
+    rank = target_rank(scores_BI, torch.tensor([target + 1]))
+    expected_recall, expected_ndcg = _oracle([float(v) for v in values], target, cutoff)
+    assert recall(rank, cutoff).item() == pytest.approx(expected_recall, abs=1e-12)
+    assert ndcg(rank, cutoff).item() == pytest.approx(expected_ndcg, abs=1e-12)
+
+
+def test_padding_takes_part_only_when_asked():
+    scores_BI = torch.tensor([[9.0, 1.0, 5.0]])
+    target_B = torch.tensor([2])
+    assert target_rank(scores_BI, target_B).better_B.tolist() == [0]
+    assert target_rank(scores_BI, target_B, padding_candidate=True).better_B.tolist() == [1]
+
+
+def test_ndcg_agrees_with_torchmetrics_on_random_and_tied_scores():
+    generator = torch.Generator().manual_seed(0)
+    random_BI = torch.rand(8, 41, generator=generator)
+    tied_BI = torch.randint(0, 6, (8, 41), generator=generator).float()
+    targets_B = torch.randint(1, 41, (8,), generator=generator)
+    for scores_BI in (random_BI, tied_BI):
+        ours_B = ndcg(target_rank(scores_BI, targets_B), 40)
+        for row in range(8):
+            relevance_I = torch.zeros(40, dtype=torch.long)
+            relevance_I[targets_B[row] - 1] = 1
+            theirs = retrieval_normalized_dcg(scores_BI[row, 1:], relevance_I)
+            assert ours_B[row].item() == pytest.approx(theirs.item(), rel=1e-5)
+
+
+def test_a_score_that_is_not_finite_is_an_error():
+    scores_BI = torch.zeros(3, 4)
+    scores_BI[1, 2] = float("nan")
+    with pytest.raises(ValueError, match="1 of 3 users have a score that is not finite"):
+        target_rank(scores_BI, torch.tensor([1, 1, 1]))
+
+
+def test_result_does_not_depend_on_batches_or_order_and_counts_a_user_once():
+    generator = torch.Generator().manual_seed(1)
+    users = torch.arange(1000)
+    rank = TargetRank(
+        torch.randint(0, 60, (1000,), generator=generator),
+        torch.randint(0, 3, (1000,), generator=generator),
+    )
+    whole, split = RankingMetrics(), RankingMetrics()
+    whole.update(users, rank)
+    for rows in torch.randperm(1000, generator=generator).split(77):
+        split.update(users[rows], TargetRank(rank.better_B[rows], rank.tied_B[rows]))
+    split.update(users[:5], TargetRank(rank.better_B[:5], rank.tied_B[:5]))
+    assert {k: v.item() for k, v in whole.compute().items()} == {
+        k: v.item() for k, v in split.compute().items()
+    }
+    assert whole.compute()["recall@10"].item() == pytest.approx(recall(rank, 10).mean().item())
+
+
+def _rank_on_a_process(process: int, count: int, folder: str) -> None:
+    torch.distributed.init_process_group(
+        "gloo", init_method=f"file://{folder}/store", rank=process, world_size=count
+    )
+    metric = RankingMetrics()
+    generator = torch.Generator().manual_seed(2)
+    users = torch.arange(101)
+    better = torch.randint(0, 60, (101,), generator=generator)
+    mine = slice(process, None, count)
+    metric.update(users[mine], TargetRank(better[mine], torch.zeros_like(better[mine])))
+    values = {name: value.item() for name, value in metric.compute().items()}
+    torch.save([values, metric.ranks()[0].tolist()], f"{folder}/{count}-{process}.pt")
+    torch.distributed.destroy_process_group()
+
+
+@pytest.mark.slow
+def test_two_processes_give_the_result_of_one_to_the_last_digit(tmp_path):
+    for count in (1, 2):
+        folder = tmp_path / str(count)
+        folder.mkdir()
+        torch.multiprocessing.spawn(_rank_on_a_process, args=(count, str(folder)), nprocs=count)
+    one = torch.load(tmp_path / "1" / "1-0.pt")
+    for process in (0, 1):
+        assert torch.load(tmp_path / "2" / f"2-{process}.pt")[0] == one[0]
+
+
+def test_bootstrap_interval_agrees_with_the_normal_approximation():
+    hits = (torch.arange(4000) % 10 == 0).double()
+    intervals = bootstrap_intervals({"recall@10": hits, "twice": 2 * hits}, samples=800)
+    low, high = intervals["recall@10"]
+    half_width = 1.96 * (0.1 * 0.9 / 4000) ** 0.5
+    assert low == pytest.approx(0.1 - half_width, abs=0.0015)
+    assert high == pytest.approx(0.1 + half_width, abs=0.0015)
+    assert intervals["twice"] == pytest.approx((2 * low, 2 * high))
