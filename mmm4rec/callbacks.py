@@ -9,6 +9,16 @@ from pathlib import Path
 from typing import Any
 
 from lightning import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import EarlyStopping
+
+
+class PatientStopping(EarlyStopping):
+    """Early stopping that stays stopped when a run is carried on after its last epoch."""
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Do not begin another epoch where patience had already run out."""
+        if self.wait_count >= self.patience:
+            trainer.should_stop = True
 
 
 class EpochHistory(Callback):

@@ -5,6 +5,7 @@ Shape letters: B batch, D d_model, I items with the padding item 0.
 
 from __future__ import annotations
 
+import hashlib
 from typing import Any, Protocol, cast
 
 import torch
@@ -15,6 +16,7 @@ from mmm4rec.batch import SequenceBatch
 from mmm4rec.config import Config
 from mmm4rec.loss import full_catalogue_loss, in_batch_loss
 from mmm4rec.metrics import RankingMetrics, target_rank
+from mmm4rec.model import weight_decay_parameters
 
 
 class Recommender(Protocol):
@@ -31,9 +33,6 @@ class Recommender(Protocol):
 
     def score(self, user_BD: Tensor, items_ID: Tensor) -> Tensor:
         """Return scores_BI."""
-
-    def weight_decay_parameters(self) -> set[str]:
-        """Return the names of the parameters that weight decay is for."""
 
 
 class LitRecommender(LightningModule):
@@ -53,6 +52,12 @@ class LitRecommender(LightningModule):
     def recommender(self) -> Recommender:
         """The model, as what it can do."""
         return cast(Recommender, self.model)
+
+    def on_train_batch_start(self, batch: SequenceBatch, batch_idx: int) -> None:
+        """Make dropout a function of seed, epoch and batch, so that a resumed run repeats it."""
+        place = (self.config.trainer.seed, self.current_epoch, batch_idx, self.global_rank)
+        digest = hashlib.blake2b(repr(place).encode(), digest_size=7).digest()
+        torch.manual_seed(int.from_bytes(digest, "big"))
 
     def training_step(self, batch: SequenceBatch, batch_idx: int) -> Tensor:
         """Return the loss of a batch, weighted for gradient accumulation."""
@@ -103,7 +108,7 @@ class LitRecommender(LightningModule):
         decayed = (
             set(named)
             if settings.decayed_parameters == "all"
-            else self.recommender.weight_decay_parameters()
+            else weight_decay_parameters(self.model)
         )
         groups: list[dict[str, Any]] = [
             {"params": [p for n, p in named.items() if n in decayed]},

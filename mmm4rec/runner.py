@@ -24,13 +24,13 @@ import pyarrow.parquet as pq
 import torch
 import yaml
 from lightning import LightningDataModule, Trainer, seed_everything
-from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint, RichProgressBar
+from lightning.pytorch.callbacks import ModelCheckpoint, RichProgressBar
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.trainer.states import TrainerStatus
 from torch import nn
 
 from mmm4rec.batch import ItemCatalogue
-from mmm4rec.callbacks import EpochHistory
+from mmm4rec.callbacks import EpochHistory, PatientStopping
 from mmm4rec.checkpoint import (
     MODEL_FILE,
     Checkpoint,
@@ -181,7 +181,7 @@ def _train(job: _Job, lit: LitRecommender, say: Echo, progress: bool) -> Run:
     history = EpochHistory(
         folder / "metrics.csv", config.trainer.monitor, None if progress else say
     )
-    stopping = EarlyStopping(
+    stopping = PatientStopping(
         config.trainer.monitor, mode="max", patience=config.trainer.early_stopping_patience
     )
     keeping = ModelCheckpoint(

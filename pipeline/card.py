@@ -18,6 +18,7 @@ def data_card(
     interactions: pl.DataFrame,
     items: pl.DataFrame,
     outcomes: pl.DataFrame,
+    has_time: bool,
 ) -> dict[str, Any]:
     """Describe a prepared domain as plain data.
 
@@ -28,10 +29,10 @@ def data_card(
         interactions: as in the prepared folder.
         items: as in the prepared folder.
         outcomes: one row per image URL that was asked, with `status` and `error`.
+        has_time: false where the set has no timestamps at all.
     """
     lengths = items["text"].str.len_chars()
     sequence_lengths = interactions.group_by("user_id").len()["len"]
-    has_time = interactions["timestamp"].max() != interactions["timestamp"].min()
     ok = int((items["image_status"] == "ok").sum())
     return {
         "domain": domain,
@@ -57,14 +58,16 @@ def format_card(card: dict[str, Any]) -> str:
     """Return the card as lines for a terminal."""
     images, text, users = card["images"], card["text_characters"], card["interactions_per_user"]
     lines = [card["domain"], f"  {'':<24}{'users':>10}{'items':>10}{'interactions':>14}"]
-    for count in card["counts"]:
-        lines.append(
-            f"  {count['step']:<24}{count['users']:>10,}{count['items']:>10,}"
-            f"{count['interactions']:>14,}"
-        )
-    for name, bad in card["bad_lines"].items():
-        if bad:
-            lines.append(f"  set aside: {bad:,} malformed lines of {name}")
+    lines += [
+        f"  {count['step']:<24}{count['users']:>10,}{count['items']:>10,}"
+        f"{count['interactions']:>14,}"
+        for count in card["counts"]
+    ]
+    lines += [
+        f"  set aside                {bad:,} malformed lines of {name}"
+        for name, bad in card["bad_lines"].items()
+        if bad
+    ]
     urls = ", ".join(f"{error} {count:,}" for error, count in images["urls"].items())
     lines += [
         f"  interactions a user      median {users['median']:g}, most {users['max']:,}",

@@ -120,6 +120,15 @@ class SequenceDataModule(LightningDataModule):
         """Every user once, in order, the last interaction as target."""
         return self._eval_loader(held_out_targets(self.sequences.offsets_U, 1))
 
+    def train_items(self) -> torch.Tensor:
+        """Return the items of all interactions that are not held out, for counting."""
+        assert self.stage == "finetune"
+        offsets_U = self.sequences.offsets_U
+        kept_N = torch.ones(len(self.sequences.items_N), dtype=torch.bool)
+        for back in (1, 2):
+            kept_N[held_out_targets(offsets_U, back)] = False
+        return self.sequences.items_N[kept_N]
+
     def _validation_users(self) -> torch.Tensor:
         eligible_U = self.sequences.offsets_U.diff() >= 2
         generator = torch.Generator().manual_seed(self.seed)

@@ -103,7 +103,8 @@ def held_out_targets(offsets_U: Tensor, back: int) -> Tensor:
 class BatchLoader:
     """Iterates over batches; the order is a function of (seed, epoch) and of nothing else.
 
-    Lightning calls `set_epoch` on a loader's `sampler`, so the loader is its own.
+    Lightning calls `set_epoch` on a loader's `sampler`, so the loader is its own, and looks at
+    `batch_sampler`, of which it has none.
     """
 
     def __init__(
@@ -133,6 +134,7 @@ class BatchLoader:
             world_size: number of processes.
         """
         self.sampler = self
+        self.batch_sampler = None
         self.epoch = 0
         self._sequences = sequences
         self._targets_at = targets_at.to(sequences.items_N.device)

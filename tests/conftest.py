@@ -1,0 +1,90 @@
+from collections.abc import Callable
+
+import pytest
+import torch
+
+from mmm4rec.batch import ItemCatalogue, ModalityFeatures
+from mmm4rec.config import Config, load_config
+from pipeline.datamodule import SequenceDataModule
+from pipeline.sequences import FlatSequences
+
+TINY_MODEL = (
+    "model={d_model: 16, d_feed_forward: 16, d_state: 4, head_dim: 8, num_groups: 2, max_len: 6, "
+    "dropout: 0.1, item_dropout: 0.1}",
+    "trainer={accumulate_grad_batches: 1, accelerator: cpu, devices: 1, max_epochs: 3}",
+    "optimizer.lr=0.01",
+    "data.batch_size=32",
+    "evaluation.bootstrap_samples=100",
+)
+
+
+@pytest.fixture
+def tiny_config() -> Callable[..., Config]:
+    """Settings of a model that trains in a moment."""
+    return lambda *overrides: load_config(None, [*TINY_MODEL, *overrides])
+
+
+@pytest.fixture
+def tiny_catalogue() -> Callable[..., ItemCatalogue]:
+    """Random features; every fourth item has no image."""
+
+    def build(
+        num_items: int = 30, *, fingerprint: str = "tiny", has_time: bool = True, seed: int = 0
+    ) -> ItemCatalogue:
+        generator = torch.Generator().manual_seed(seed)
+
+        def features(width: int, every: int) -> ModalityFeatures:
+            present_I = (
+                torch.arange(num_items + 1) % every != 0
+                if every
+                else torch.ones(num_items + 1, dtype=torch.bool)
+            )
+            present_I[0] = False
+            values_IF = torch.randn(num_items + 1, width, generator=generator) * present_I[:, None]
+            return ModalityFeatures(
+                values_IF.half(), present_I, torch.randn(width, generator=generator), f"key{width}"
+            )
+
+        modalities = {"text": features(12, 0), "image": features(10, 4)}
+        return ItemCatalogue(modalities, fingerprint, has_time)
+
+    return build
+
+
+@pytest.fixture
+def tiny_data(tiny_catalogue) -> Callable[..., SequenceDataModule]:
+    """Users who walk through the items in steps of 1 or 2: easy to learn."""
+
+    def build(
+        config: Config,
+        *,
+        stage: str = "finetune",
+        domain: str = "Tiny",
+        num_users: int = 40,
+        num_items: int = 30,
+        length: int = 7,
+        **catalogue_options,
+    ) -> SequenceDataModule:
+        generator = torch.Generator().manual_seed(1)
+        start_U = torch.randint(0, num_items, (num_users, 1), generator=generator)
+        stride_U = torch.randint(1, 3, (num_users, 1), generator=generator)
+        items_UL = (start_U + stride_U * torch.arange(length)) % num_items + 1
+        gaps_UL = torch.randint(0, 90, (num_users, length), generator=generator) * 86_400
+        sequences = FlatSequences(
+            items_UL.flatten(),
+            (1_400_000_000 + gaps_UL.cumsum(1)).flatten(),
+            torch.arange(0, num_users * length + 1, length),
+        )
+        data = SequenceDataModule(
+            config.data,
+            [domain],
+            stage=stage,
+            max_len=config.model.max_len,
+            seed=config.trainer.seed,
+        )
+        data._loaded = (sequences, tiny_catalogue(num_items, **catalogue_options))
+        data.prepare_data = lambda: None
+        data.lock = lambda: {domain: {"users": num_users, "items": num_items}}
+        return data
+
+    return build
