@@ -218,7 +218,7 @@ def recommend(
         top_k=top_k,
         exclude_history=exclude_history,
     )
-    rows = [
+    rows: list[dict[str, Any]] = [
         {
             "rank": place,
             "asin": names.asins[r.item_id],

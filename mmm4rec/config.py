@@ -76,7 +76,9 @@ class ImagesConfig(Section):
         default=8, ge=1, description="connection failures in a row after which a host is left alone"
     )
     max_bytes: int = Field(default=16_000_000, ge=1, description="bytes of one image file")
-    max_pixels: int = Field(default=64_000_000, ge=1, description="pixels of one decoded image")
+    max_pixels: int = Field(
+        default=64_000_000, ge=1, le=89_478_485, description="pixels of one decoded image"
+    )
     max_redirects: int = Field(default=3, ge=0, description="redirects followed per request")
     allow_private_hosts: bool = Field(
         default=False, description="true: also fetch from private and loopback addresses"
@@ -152,7 +154,9 @@ class ModelConfig(Section):
         default="real_positions", description="official: padding takes part in the statistics"
     )
     time_scale: Literal["one_plus", "tanhshrink"] = Field(
-        default="one_plus", description="1 + MLP, alive from the start; official: Tanhshrink"
+        default="one_plus",
+        description="1 + MLP, and a filter that starts as a mean: alive at once; "
+        "official: Tanhshrink, near 0",
     )
     norm_eps: float = Field(default=1e-5, gt=0, description="of every norm; official: 1e-12")
     missing_modality: Literal["learned", "zero", "white"] = Field(

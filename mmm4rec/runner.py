@@ -307,7 +307,7 @@ def _without_time(config: Config, data: RunData, say: Echo) -> Config:
 
 
 def _as_run_data(datamodule: Any) -> RunData:
-    return datamodule  # type: ignore[no-any-return]
+    return datamodule
 
 
 def _write_inputs(
@@ -346,6 +346,7 @@ def _quiet_lightning() -> Iterator[None]:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", ".*is smaller than the logging interval.*")
         warnings.filterwarnings("ignore", ".*does not have many workers.*")
+        warnings.filterwarnings("ignore", ".*LeafSpec.*is deprecated.*")
         warnings.filterwarnings("ignore", ".*Checkpoint directory .* exists and is not empty.*")
         try:
             yield

@@ -8,28 +8,25 @@ from typing import Any
 import polars as pl
 
 from pipeline.schema import Count
-from pipeline.splitting import ambiguous_order_share
 
 
 def data_card(
     domain: str,
     counts: list[Count],
-    bad_lines: dict[str, int],
+    tables: dict[str, Any],
     interactions: pl.DataFrame,
     items: pl.DataFrame,
     outcomes: pl.DataFrame,
-    has_time: bool,
 ) -> dict[str, Any]:
     """Describe a prepared domain as plain data.
 
     Args:
         domain: its name.
         counts: what was left after each step.
-        bad_lines: lines set aside, per raw file.
+        tables: result of the tables stage: bad_lines, has_time, ambiguous_order_share.
         interactions: as in the prepared folder.
         items: as in the prepared folder.
         outcomes: one row per image URL that was asked, with `status` and `error`.
-        has_time: false where the set has no timestamps at all.
     """
     lengths = items["text"].str.len_chars()
     sequence_lengths = interactions.group_by("user_id").len()["len"]
@@ -37,11 +34,9 @@ def data_card(
     return {
         "domain": domain,
         "counts": [count.model_dump() for count in counts],
-        "bad_lines": bad_lines,
+        "bad_lines": tables["bad_lines"],
         "interactions_per_user": _spread(sequence_lengths),
-        "ambiguous_order_share": round(ambiguous_order_share(interactions), 4)
-        if has_time
-        else None,
+        "ambiguous_order_share": tables["ambiguous_order_share"],
         "images": {
             "items": len(items),
             "with_url": int((items["image_urls"].list.len() > 0).sum()),
@@ -50,7 +45,7 @@ def data_card(
             "urls": _tally(outcomes, "error"),
         },
         "text_characters": _spread(lengths),
-        "time": _time_range(interactions) if has_time else None,
+        "time": _time_range(interactions) if tables["has_time"] else None,
     }
 
 

@@ -25,6 +25,8 @@ from pipeline.schema import (
 )
 from pipeline.sequences import FlatSequences
 
+MAX_TITLE_CHARS = 100
+
 
 @dataclass(frozen=True)
 class PreparedDomain:
@@ -42,7 +44,7 @@ class Names:
 
     Attributes:
         asins: item names by item id; index 0 is the padding item's empty name.
-        titles: item titles by item id.
+        titles: item titles by item id; where there is none, how the item's text begins.
         users: user names by user id.
     """
 
@@ -89,12 +91,13 @@ def load_names(data_dir: Path, domain: str) -> Names:
     """
     folder = prepared_dir(data_dir, domain)
     read_manifest(folder)
-    items = pq.read_table(folder / ITEMS, columns=["asin", "title"])
+    items = pq.read_table(folder / ITEMS, columns=["asin", "title", "text"])
     users = pq.read_table(folder / USERS, columns=["user"])
+    described = zip(items["title"].to_pylist(), items["text"].to_pylist(), strict=True)
     return Names(
-        ["", *items["asin"].to_pylist()],
-        ["", *items["title"].to_pylist()],
-        users["user"].to_pylist(),
+        asins=["", *items["asin"].to_pylist()],
+        titles=["", *(title or text[:MAX_TITLE_CHARS] for title, text in described)],
+        users=users["user"].to_pylist(),
     )
 
 

@@ -36,7 +36,7 @@ ENCODER_FILE = "encoder.json"  # beside the shards of one encoder
 
 INTERACTION_SCHEMA = {"user_id": pl.UInt32, "item_id": pl.UInt32, "timestamp": pl.Int64}
 USER_SCHEMA = {"user_id": pl.UInt32, "user": pl.String}
-ITEM_SCHEMA = {
+ITEM_SCHEMA: dict[str, Any] = {
     "item_id": pl.UInt32,
     "asin": pl.String,
     "title": pl.String,
@@ -47,7 +47,7 @@ ITEM_SCHEMA = {
 }
 
 # What the readers of raw formats hand to the filters: one row per line of the ratings file ...
-RAW_INTERACTION_SCHEMA = {
+RAW_INTERACTION_SCHEMA: dict[str, Any] = {
     "user": pl.String,
     "asin": pl.String,
     "rating": pl.Float32,
@@ -55,7 +55,7 @@ RAW_INTERACTION_SCHEMA = {
     "position": pl.UInt32,  # line in the source file, from 0
 }
 # ... and one row per item that has metadata, already cleaned.
-METADATA_SCHEMA = {
+METADATA_SCHEMA: dict[str, Any] = {
     "asin": pl.String,
     "title": pl.String,
     "brand": pl.String,

@@ -1,0 +1,1 @@
+"""The blocks that the model is built from."""

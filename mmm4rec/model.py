@@ -1,0 +1,113 @@
+"""MMM4Rec: from a history of items to a user vector, and from items to the candidate matrix.
+
+Multi-modal mamba for sequential recommendation, arXiv:2506.02916. Every difference between the
+authors' released code and what is right is a field of `ModelConfig`.
+
+Shape letters: B batch, L length, N item ids, I items with the padding item 0, D d_model.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from mmm4rec.batch import ItemCatalogue, SequenceBatch
+from mmm4rec.config import ModelConfig
+from mmm4rec.errors import DataError
+from mmm4rec.layers.fourier import FourierFilter
+from mmm4rec.layers.item_encoder import ItemEncoder
+from mmm4rec.layers.layer import Layer
+from mmm4rec.layers.time import TimeEncoder, TimeGate, TimeScale
+from mmm4rec.ops.precision import at_least_float32, full_precision
+
+# Parameters under this prefix have one row per item and fit only the catalogue they were made for.
+DOMAIN_BOUND_PREFIX = "item_encoder.item_bias."
+
+
+class MMM4Rec(nn.Module):
+    """The whole model.
+
+    Args:
+        config: the architecture and its quirks.
+        catalogue: the items; their features become buffers that no checkpoint holds. The order
+            of its modalities is the order of fusion.
+
+    Raises:
+        ConfigError: the features do not allow what `config` asks for (see `ItemEncoder`).
+    """
+
+    def __init__(self, config: ModelConfig, catalogue: ItemCatalogue) -> None:
+        super().__init__()
+        modalities = tuple(catalogue.features)
+        use_time = config.use_time and catalogue.has_time
+        self.max_len = config.max_len
+        self.item_encoder = ItemEncoder(config, catalogue)
+        self.time_encoder = (
+            TimeEncoder(config, num_modalities=len(modalities)) if use_time else None
+        )
+        self.layers = nn.ModuleList(
+            Layer(config, modalities, use_time=use_time, is_last=index == config.num_layers - 1)
+            for index in range(config.num_layers)
+        )
+
+    def forward(self, batch: SequenceBatch) -> Tensor:
+        """Return user_BD: the last stream at each row's last item (SPEC A.6), not normalised.
+
+        Args:
+            batch: histories of at most `max_len` items; targets and users are not looked at.
+
+        Raises:
+            DataError: the histories are longer than the model reads.
+        """
+        length = batch.items_BL.shape[1]
+        if length > self.max_len:
+            raise DataError(
+                f"the batch has sequences of {length} items, the model reads at most "
+                f"{self.max_len} (model.max_len). Next: --set model.max_len={length}"
+            )
+        streams = self.item_encoder(batch.items_BL)
+        time = (
+            self.time_encoder(batch.timestamps_BL, batch.lengths_B) if self.time_encoder else None
+        )
+        *inner, last = self.layers
+        for layer in inner:
+            streams, time = layer(streams, time)
+        streams, _ = last(streams, time, batch.lengths_B - 1)
+        user_BD: Tensor = streams[-1]
+        return user_BD
+
+    def item_matrix(self) -> Tensor:
+        """Return items_ID for `score`, the padding item in row 0."""
+        return self.item_encoder.candidates(None)
+
+    def encode_items(self, ids_N: Tensor) -> Tensor:
+        """Return items_ND, the rows of `item_matrix` for some ids."""
+        return self.item_encoder.candidates(ids_N)
+
+    def score(self, user_BD: Tensor, items_ID: Tensor) -> Tensor:
+        """Return scores_BI: one matrix product, in float32 at least."""
+        with full_precision(user_BD):
+            return at_least_float32(user_BD) @ at_least_float32(items_ID).mT
+
+
+def weight_decay_parameters(model: nn.Module) -> set[str]:
+    """Return the names of the parameters that L2 applies to under `decayed_parameters: weights`.
+
+    The matrices of adapters, projections and feed-forward blocks, and the item bias. Not norms,
+    biases, convolutions, decay, step and skip, and nothing of the time path: under coupled L2 it
+    would shrink to 0 faster than the loss moves it (SPEC 0.1).
+    """
+    time_path = {
+        f"{prefix}.{name}"
+        for prefix, module in model.named_modules()
+        if isinstance(module, TimeEncoder | TimeScale | TimeGate | FourierFilter)
+        for name, _ in module.named_parameters()
+    }
+    matrices = {
+        f"{prefix}.weight"
+        for prefix, module in model.named_modules()
+        if isinstance(module, nn.Linear)
+    }
+    item_bias = {
+        name for name, _ in model.named_parameters() if name.startswith(DOMAIN_BOUND_PREFIX)
+    }
+    return (matrices | item_bias) - time_path

@@ -1,0 +1,203 @@
+"""Frozen encoders: what turns a text or a picture into a vector, and what names it.
+
+`siglip-base` is the paper's (SPEC C.9). `hashing` and `pixels` need no training, no download and
+no model library; `minilm` is a small sentence encoder. Anything else is a hub id or a folder.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import re
+from abc import ABC, abstractmethod
+from collections import Counter
+from collections.abc import Sequence
+from functools import cached_property
+from itertools import pairwise
+from typing import Any, Generic, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+Input = TypeVar("Input")
+
+BLANK_SIZE = (200, 200)  # pixels of the white picture, as in the released code (SPEC C.10)
+_WORD = re.compile(r"\w+")
+
+
+class Encoder(ABC, Generic[Input]):
+    """Maps inputs to vectors, the same for the same input always.
+
+    Attributes:
+        name: short name, hub id or folder name.
+        revision: commit of the hub repository; None where it is not one.
+        preprocessing: everything that happens to an input before the model, as plain data.
+        width: length F of the vectors.
+        blank_input: an input that says nothing.
+        key: identifies name, preprocessing and weights; safe as a file name. Features of equal
+            keys can be used together.
+    """
+
+    blank_input: Input
+
+    def __init__(
+        self,
+        name: str,
+        *,
+        width: int,
+        preprocessing: dict[str, Any],
+        revision: str | None = None,
+        weights: str | None = None,
+    ) -> None:
+        """Args as the attributes; weights: hash of what was learned, None without learning."""
+        self.name = name
+        self.width = width
+        self.preprocessing = preprocessing
+        self.revision = revision
+        identity = json.dumps([name, width, preprocessing, weights], sort_keys=True)
+        digest = hashlib.sha256(identity.encode()).hexdigest()[:10]
+        slug = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")[-40:]
+        self.key = f"{slug}-{digest}"
+
+    @cached_property
+    def blank(self) -> NDArray[np.float32]:
+        """The vector (F,) of the blank input."""
+        vectors_NF = self.encode([self.blank_input])
+        return vectors_NF.ravel()
+
+    def encode(self, inputs: Sequence[Input]) -> NDArray[np.float32]:
+        """Encode one batch.
+
+        Args:
+            inputs: n texts, or n pictures in RGB.
+
+        Returns:
+            (n, F) float32.
+        """
+        if not inputs:
+            return np.zeros((0, self.width), np.float32)
+        return self._encode(inputs)
+
+    @abstractmethod
+    def _encode(self, inputs: Sequence[Input]) -> NDArray[np.float32]: ...
+
+
+class TextEncoder(Encoder[str]):
+    """Maps texts to vectors."""
+
+    blank_input = ""
+
+
+class ImageEncoder(Encoder[Image.Image]):
+    """Maps RGB pictures to vectors."""
+
+    blank_input = Image.new("RGB", BLANK_SIZE, "white")
+
+
+class HashingTextEncoder(TextEncoder):
+    """Counts of words and pairs of words, hashed to 256 signed places; unit length.
+
+    A count c weighs 1 + log(c). A text without words is 0.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(
+            "hashing", width=256, preprocessing={"tokens": "lower-cased words and pairs of words"}
+        )
+
+    def _encode(self, inputs: Sequence[str]) -> NDArray[np.float32]:
+        sums_NF = np.zeros((len(inputs), self.width))
+        for row, text in enumerate(inputs):
+            words = _WORD.findall(text.lower())
+            terms = Counter([*words, *map(" ".join, pairwise(words))])
+            for term, count in terms.items():
+                place, sign = self._place(term)
+                sums_NF[row, place] += sign * (1 + math.log(count))
+        return unit_length(sums_NF)
+
+    def _place(self, term: str) -> tuple[int, int]:
+        digest = int.from_bytes(hashlib.blake2b(term.encode(), digest_size=8).digest(), "little")
+        return digest % self.width, 1 if digest >> 63 else -1
+
+
+class PixelImageEncoder(ImageEncoder):
+    """The picture at 16 x 16 pixels, its mean removed; unit length.
+
+    A picture that is white (or grey) all over is 0.
+    """
+
+    def __init__(self) -> None:
+        self._side = 16
+        super().__init__(
+            "pixels",
+            width=3 * self._side**2,
+            preprocessing={"resize": self._side, "resample": "box", "standardise": "picture"},
+        )
+
+    def _encode(self, inputs: Sequence[Image.Image]) -> NDArray[np.float32]:
+        size = (self._side, self._side)
+        pixels_NF = np.stack(
+            [np.asarray(image.resize(size, Image.Resampling.BOX)).ravel() for image in inputs]
+        ).astype(np.float64)
+        return unit_length(pixels_NF - pixels_NF.mean(axis=1, keepdims=True))
+
+
+def unit_length(vectors_NF: NDArray[Any]) -> NDArray[np.float32]:
+    """Scale each row to Euclidean length 1; a row of zeros stays.
+
+    >>> unit_length(np.array([[3.0, 4.0], [0.0, 0.0]])).tolist()
+    [[0.6000000238418579, 0.800000011920929], [0.0, 0.0]]
+    """
+    lengths_N1 = np.linalg.norm(vectors_NF, axis=1, keepdims=True)
+    scaled_NF = vectors_NF / np.where(lengths_N1 > 0, lengths_N1, 1)
+    return scaled_NF.astype(np.float32)
+
+
+def load_text_encoder(name: str, device: str = "auto") -> TextEncoder | None:
+    """Load an encoder of texts.
+
+    Args:
+        name: `siglip-base`, `minilm`, `hashing`, `none`, a hub id (`owner/name`, with `@revision`
+            if wanted), or a folder with a model and its tokenizer.
+        device: auto, cpu or cuda.
+
+    Returns:
+        The encoder; None for `none`.
+
+    Raises:
+        ConfigError: no such encoder, folder or device.
+        DataError: the model cannot be had, or is not what it seems.
+    """
+    if name == "none":
+        return None
+    if name == "hashing":
+        return HashingTextEncoder()
+    from pipeline.pretrained import PretrainedTextEncoder
+
+    return PretrainedTextEncoder(name, device)
+
+
+def load_image_encoder(name: str, device: str = "auto") -> ImageEncoder | None:
+    """Load an encoder of pictures.
+
+    Args:
+        name: `siglip-base`, `pixels`, `none`, a hub id (`owner/name`, with `@revision` if
+            wanted), or a folder with a model and its preprocessor_config.json.
+        device: auto, cpu or cuda.
+
+    Returns:
+        The encoder; None for `none`.
+
+    Raises:
+        ConfigError: no such encoder, folder or device.
+        DataError: the model cannot be had, or is not what it seems.
+    """
+    if name == "none":
+        return None
+    if name == "pixels":
+        return PixelImageEncoder()
+    from pipeline.pretrained import PretrainedImageEncoder
+
+    return PretrainedImageEncoder(name, device)

@@ -1,0 +1,113 @@
+"""Golden counts on real data: the folder named by MMM4REC_REAL_DATA."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from pipeline.amazon import read_interactions, read_metadata
+from pipeline.atomic import AtomicFiles, read_atomic
+from pipeline.filtering import drop_exact_duplicates, k_core, keep_items
+from pipeline.inputs import resolve_inputs
+from pipeline.schema import write_parquet
+from pipeline.splitting import ambiguous_order_share, assign_ids
+
+REAL_DATA = os.environ.get("MMM4REC_REAL_DATA")
+
+pytestmark = [
+    pytest.mark.real,
+    pytest.mark.skipif(REAL_DATA is None, reason="MMM4REC_REAL_DATA names no folder"),
+]
+
+
+def _magazines(real_data):
+    folder = Path(real_data) / "amazon2018" / "Magazine_Subscriptions"
+    return resolve_inputs("Magazine_Subscriptions", str(folder), Path("unused"))
+
+
+def magazine_tables(real_data):
+    files = _magazines(real_data)
+    unique = drop_exact_duplicates(read_interactions(files.interactions).rows)
+    metadata = read_metadata(files.metadata, keep=k_core(unique, 5)["asin"])
+    core = k_core(keep_items(unique, metadata.asins), 5)
+    numbered = assign_ids(core, metadata.rows)
+    return numbered.interactions, numbered.users, numbered.items
+
+
+def test_magazines_have_the_known_counts_at_each_step():
+    files = _magazines(REAL_DATA)
+    ratings, metadata = read_interactions(files.interactions), read_metadata(files.metadata)
+    unique = drop_exact_duplicates(ratings.rows)
+    joined = keep_items(unique, metadata.asins)
+    core = k_core(joined, 5)
+    assert (ratings.lines, ratings.rows.height, ratings.bad_lines.height) == (89_689, 89_689, 0)
+    assert (metadata.lines, metadata.rows.height, metadata.bad_lines.height) == (3_385, 2_320, 0)
+    assert unique.height == 88_468
+    assert joined.height == 84_139
+    assert core.height == 1_950
+    assert (core["user"].n_unique(), core["asin"].n_unique()) == (284, 126)
+    assert ambiguous_order_share(core) == pytest.approx(158 / 284)
+    days = core["timestamp"] % 86_400
+    assert (days == 0).all()
+
+
+def test_magazines_have_clean_texts():
+    _, _, items = magazine_tables(REAL_DATA)
+    assert items.height == 126
+    assert (items["title"] == "").sum() == 124  # an unclosed tag is all that Amazon left of them
+    for column in ("title", "brand", "text"):
+        assert not items[column].str.contains(r"<\w|&\w+;|a-size|\s\s|^\s|\s$").any()
+    assert items["text"].str.len_chars().min() >= 17
+    assert (items["image_urls"].list.len() > 0).sum() == 111
+
+
+def test_only_the_items_of_the_core_need_be_held():
+    files = _magazines(REAL_DATA)
+    everything = read_metadata(files.metadata)
+    wanted = k_core(drop_exact_duplicates(read_interactions(files.interactions).rows), 5)["asin"]
+    kept = read_metadata(files.metadata, keep=wanted)
+    assert kept.asins.equals(everything.asins)
+    assert kept.rows.equals(
+        everything.rows.filter(everything.rows["asin"].is_in(wanted.unique().to_list()))
+    )
+
+
+def test_magazines_are_the_same_bytes_whatever_the_hash_seed_and_threads(tmp_path):
+    written = []
+    for seed, threads in (("0", "1"), ("4242", "2")):
+        environment = os.environ | {"PYTHONHASHSEED": seed, "POLARS_MAX_THREADS": threads}
+        command = [sys.executable, __file__, str(tmp_path / seed)]
+        subprocess.run(command, env=environment, check=True)
+        written.append([path.read_bytes() for path in sorted((tmp_path / seed).iterdir())])
+    assert written[0] == written[1]
+    assert [len(data) > 1000 for data in written[0]] == [True] * 3
+
+
+def test_scientific_atomic_set_has_the_known_counts_and_its_own_numbers():
+    folder = Path(REAL_DATA) / "scientific"
+    files = resolve_inputs("Scientific", str(folder), Path("unused"))
+    assert isinstance(files, AtomicFiles)
+    tables = read_atomic(files)
+    numbered = assign_ids(
+        tables.interactions, tables.metadata, items=tables.items, users=tables.users
+    )
+    assert numbered.users.height == 8_442
+    assert numbered.items.height == 4_385
+    assert numbered.interactions.height == 59_384
+    assert numbered.interactions["item_id"].n_unique() == 4_385
+    assert tables.interactions["timestamp"].null_count() == 59_384
+    first = (folder / "Scientific.test.inter").read_text().split("\n")[1].split("\t")
+    expected = [int(number) + 1 for number in [*first[1].split(" "), first[2]]]
+    own = numbered.interactions.filter(numbered.interactions["user_id"] == int(first[0]))
+    assert own["item_id"].to_list() == expected
+    assert numbered.items["asin"].to_list()[:3] == ["B00TNNWMXI", "B00IBZE2EQ", "B010Y25PQC"]
+    assert (numbered.items["text"].str.len_chars() > 20).all()
+    # Its authors cut long sequences after the core: a second core would take more away.
+    assert k_core(tables.interactions, 5).height == 59_356
+
+
+if __name__ == "__main__":  # what the test of the bytes runs, twice
+    for number, table in enumerate(magazine_tables(REAL_DATA)):
+        write_parquet(table, Path(sys.argv[1]) / f"{number}.parquet")
