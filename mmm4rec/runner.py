@@ -184,12 +184,18 @@ def _train(job: _Job, lit: LitRecommender, say: Echo, progress: bool) -> Run:
     stopping = PatientStopping(
         config.trainer.monitor, mode="max", patience=config.trainer.early_stopping_patience
     )
-    keeping = ModelCheckpoint(
+    # Two files: Lightning's own `save_last` follows the best epoch, not the last.
+    to_resume = ModelCheckpoint(
+        checkpoints,
+        filename=Path(_LAST).stem,
+        save_on_train_epoch_end=True,
+        enable_version_counter=False,
+    )
+    to_keep = ModelCheckpoint(
         checkpoints,
         filename=Path(_BEST).stem,
         monitor=config.trainer.monitor,
         mode="max",
-        save_last=True,
         save_on_train_epoch_end=True,
         enable_version_counter=False,
     )
@@ -199,7 +205,13 @@ def _train(job: _Job, lit: LitRecommender, say: Echo, progress: bool) -> Run:
         accumulate_grad_batches=config.trainer.accumulate_grad_batches,
         num_sanity_val_steps=0,
         logger=TensorBoardLogger(folder, name="tensorboard", version=""),
-        callbacks=[history, stopping, keeping, *([RichProgressBar()] if progress else [])],
+        callbacks=[
+            history,
+            stopping,
+            to_keep,
+            to_resume,
+            *([RichProgressBar()] if progress else []),
+        ],
         default_root_dir=folder,
     )
     last = checkpoints / _LAST
