@@ -22,11 +22,15 @@ from mmm4rec.run_folder import RESULTS, environment, write_json
 from mmm4rec.runner import RANKS, Run, evaluate, fit
 from pipeline.build import prepare_domain
 from pipeline.datamodule import SequenceDataModule, Stage
-from pipeline.synthetic import build_world, serve
+from pipeline.schema import atomic_path
+from pipeline.synthetic import World, build_world, serve
 
 Echo = Callable[[str], None]
 SCRATCH, PRETRAINED, POPULARITY = "from scratch", "pre-trained", "popularity"
 METRICS = ("recall@10", "ndcg@10")
+REPORT, PICTURE = "report.md", "convergence.png"
+
+Runs = dict[str, dict[str, list[Run]]]  # by downstream domain and way of training, one per seed
 
 
 @dataclass(frozen=True)
@@ -49,24 +53,59 @@ def run_demo(folder: Path, *, seeds: int, echo: Echo) -> DemoReport:
     """
     started = time.perf_counter()
     world = build_world(folder / "world", seed=0)
-    with serve(world) as base_url:
-        echo(f"a miniature Amazon: {', '.join(world.domains)}; images at {base_url}")
-        for domain in world.domains:
-            settings = _settings("prepare", folder)
-            source = str(world.source(domain))
-            prepare_domain(domain, settings, source=source, echo=_prefixed(echo, domain))
-    runs: dict[str, dict[str, list[Run]]] = {
-        domain: {POPULARITY: [], SCRATCH: [], PRETRAINED: []} for domain in world.downstream
+    _prepare(world, folder, echo)
+    runs: Runs = {
+        domain: {POPULARITY: [_popularity(folder, domain)], SCRATCH: [], PRETRAINED: []}
+        for domain in world.downstream
     }
     for seed in range(seeds):
-        echo(f"seed {seed}: pre-training on {', '.join(world.pretraining)}")
-        pretrained = _fit(folder, world.pretraining, "pretrain", seed, None)
-        for domain, ways in runs.items():
-            ways[SCRATCH].append(_fit(folder, [domain], "finetune", seed, None))
-            ways[PRETRAINED].append(_fit(folder, [domain], "finetune", seed, pretrained.folder))
-            echo(f"seed {seed}: {domain} fine-tuned {_epochs(ways)}")
+        _train(world.pretraining, runs, folder, seed, echo)
+    results = {
+        "date": datetime.now(UTC).date().isoformat(),
+        "command": f"mmm4rec demo --seeds {seeds}",
+        "seconds": round(time.perf_counter() - started, 1),
+        "environment": environment(),
+        "domains": {
+            domain: {way: _row(way_runs) for way, way_runs in ways.items()}
+            for domain, ways in runs.items()
+        },
+    }
+    report = DemoReport(results, _format(results, seeds))
+    _write(report, runs, folder)
+    echo(f"written: {folder / REPORT}, {folder / PICTURE}")
+    return report
+
+
+def _prepare(world: World, folder: Path, echo: Echo) -> None:
+    settings = _settings("prepare", folder)
+    with serve(world) as base_url:
+        echo(f"a miniature Amazon in {world.folder}, its pictures at {base_url}")
+        for domain in world.domains:
+            source = str(world.source(domain))
+            manifest = prepare_domain(domain, settings, source=source, echo=lambda line: None)
+            final, images = manifest.counts[-1], manifest.card["images"]
+            failed = ", ".join(f"{n} {error}" for error, n in images["urls"].items())
+            echo(
+                f"prepared {domain}: {final.users} users, {final.items} items, "
+                f"{final.interactions} interactions; URLs: {failed}"
+            )
+
+
+def _train(pretraining: list[str], runs: Runs, folder: Path, seed: int, echo: Echo) -> None:
+    echo(f"seed {seed}: pre-training on {', '.join(pretraining)} ...")
+    pretrained = _fit(folder, pretraining, "pretrain", seed, None)
     for domain, ways in runs.items():
-        ways[POPULARITY].append(_popularity(folder, domain))
+        ways[SCRATCH].append(_fit(folder, [domain], "finetune", seed, None))
+        ways[PRETRAINED].append(_fit(folder, [domain], "finetune", seed, pretrained.folder))
+        latest = {way: ways[way][-1].results for way in (SCRATCH, PRETRAINED)}
+        measured = ", ".join(
+            f"{result['test']['ndcg@10']['value']:.4f} {way} (best epoch {result['best_epoch']})"
+            for way, result in latest.items()
+        )
+        echo(f"seed {seed}: {domain}, test NDCG@10 {measured}")
+
+
+def _write(report: DemoReport, runs: Runs, folder: Path) -> None:
     curves = {
         domain: {
             way: [read_curve(run.folder, "val/ndcg@10") for run in ways[way]]
@@ -74,27 +113,18 @@ def run_demo(folder: Path, *, seeds: int, echo: Echo) -> DemoReport:
         }
         for domain, ways in runs.items()
     }
-    draw_curves(curves, "val/ndcg@10", folder / "convergence.png")
-    results = {
-        "date": datetime.now(UTC).date().isoformat(),
-        "command": f"mmm4rec demo --seeds {seeds}",
-        "seconds": round(time.perf_counter() - started, 1),
-        "environment": environment(),
-        "domains": {domain: _summary(ways) for domain, ways in runs.items()},
-    }
-    report = DemoReport(results, _format(results, seeds))
-    write_json(folder / RESULTS, results)
-    (folder / "report.md").write_text(
-        report.text + "\n\n![validation NDCG@10 by epoch](convergence.png)\n", encoding="utf-8"
-    )
-    echo(f"written: {folder / 'report.md'}, {folder / 'convergence.png'}")
-    return report
+    draw_curves(curves, "val/ndcg@10", folder / PICTURE)
+    write_json(folder / RESULTS, report.results)
+    with atomic_path(folder / REPORT) as temporary:
+        picture = f"![validation NDCG@10 by epoch]({PICTURE})"
+        temporary.write_text(f"{report.text}\n\n{picture}\n", encoding="utf-8")
 
 
 def _settings(verb: str, folder: Path, seed: int = 0, base: dict[str, Any] | None = None) -> Config:
     values = merge_settings(read_preset(find_preset(verb)), base or {})
     overrides = [f"data.data_dir={folder / 'data'}", f"trainer.seed={seed}"]
-    return load_config(find_preset("demo"), overrides, base=values)
+    preset = "demo" if verb == "prepare" else f"demo-{verb}"
+    return load_config(find_preset(preset), overrides, base=values)
 
 
 def _data(settings: Config, domains: list[str], stage: Stage) -> SequenceDataModule:
@@ -128,10 +158,6 @@ def _popularity(folder: Path, domain: str) -> Run:
     model = Popularity(data.train_items(), data.catalogue.num_items)
     target = folder / "runs" / "popularity" / domain
     return evaluate(settings, model, data, target, described={"model": POPULARITY})
-
-
-def _summary(ways: dict[str, list[Run]]) -> dict[str, Any]:
-    return {way: _row(runs) for way, runs in ways.items()}
 
 
 def _row(runs: list[Run]) -> dict[str, Any]:
@@ -202,16 +228,3 @@ def _verdict(rows: dict[str, Any]) -> str:
 
 def _wins(higher: list[float], lower: list[float]) -> int:
     return sum(a > b for a, b in zip(higher, lower, strict=True))
-
-
-def _epochs(ways: dict[str, list[Run]]) -> str:
-    scratch, pretrained = (ways[way][-1].results for way in (SCRATCH, PRETRAINED))
-    return (
-        f"(test NDCG@10 {scratch['test']['ndcg@10']['value']:.4f} from scratch, "
-        f"{pretrained['test']['ndcg@10']['value']:.4f} pre-trained; best epochs "
-        f"{scratch['best_epoch']}, {pretrained['best_epoch']})"
-    )
-
-
-def _prefixed(echo: Echo, domain: str) -> Echo:
-    return lambda line: echo(f"{domain}: {line}")

@@ -123,7 +123,7 @@ class DataConfig(Section):
 
 
 class ModelConfig(Section):
-    """Architecture. SPEC names are the field's: see the README for the authors' names."""
+    """Architecture, in the names of Mamba-2; defaults are the paper's."""
 
     d_model: int = Field(default=256, ge=1)
     d_feed_forward: int = Field(default=256, ge=1)

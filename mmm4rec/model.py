@@ -50,7 +50,7 @@ class MMM4Rec(nn.Module):
         )
 
     def forward(self, batch: SequenceBatch) -> Tensor:
-        """Return user_BD: the last stream at each row's last item (SPEC A.6), not normalised.
+        """Return user_BD: the last stream at each row's last item, not normalised.
 
         Args:
             batch: histories of at most `max_len` items; targets and users are not looked at.
@@ -94,7 +94,7 @@ def weight_decay_parameters(model: nn.Module) -> set[str]:
 
     The matrices of adapters, projections and feed-forward blocks, and the item bias. Not norms,
     biases, convolutions, decay, step and skip, and nothing of the time path: under coupled L2 it
-    would shrink to 0 faster than the loss moves it (SPEC 0.1).
+    would shrink to 0 faster than the loss moves it; see "What differs" in the README.
     """
     time_path = {
         f"{prefix}.{name}"

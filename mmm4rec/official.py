@@ -1,8 +1,7 @@
 """The authors' names for settings and weights, and ours.
 
-Names only: nothing is read from a file here. Their state dict is described in SPEC A.9. Two traps
-live in it: the shared block is stored twice, and the two filters in front of the fusion carry each
-other's names.
+Names only: nothing is read from a file here. Two traps live in their state dict: the shared block
+is stored twice, and the two filters in front of the fusion carry each other's names.
 """
 
 from __future__ import annotations

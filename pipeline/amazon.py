@@ -16,7 +16,7 @@ from typing import Any
 import polars as pl
 
 from pipeline.rawfile import LATEST, Content, Quarantine, RawTable, read_blocks, split_lines
-from pipeline.schema import METADATA_SCHEMA, RAW_INTERACTION_SCHEMA
+from pipeline.tables import METADATA_SCHEMA, RAW_INTERACTION_SCHEMA
 from pipeline.text import Template, clean_brand, clean_title, encodable, item_text
 
 MAX_URLS = 64  # of one item
@@ -92,7 +92,7 @@ def read_metadata(
     """Read item metadata, one JSON object per line; plain or gzipped.
 
     Only kept items are parsed in full and held; of other lines the frame and the name are read.
-    Of several lines about one item the last one holds (SPEC C.2).
+    Of several lines about one item the last one holds, as in the released code.
 
     Args:
         path: the file.

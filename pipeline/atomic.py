@@ -24,7 +24,7 @@ import polars as pl
 
 from mmm4rec.errors import DataError
 from pipeline.rawfile import LATEST, read_blocks, split_lines
-from pipeline.schema import METADATA_SCHEMA, RAW_INTERACTION_SCHEMA
+from pipeline.tables import METADATA_SCHEMA, RAW_INTERACTION_SCHEMA
 from pipeline.text import cut
 
 IntArray = np.ndarray[Any, np.dtype[np.int64]]

@@ -47,10 +47,10 @@ from pipeline.schema import (
     read_manifest,
     sha256_file,
     write_json,
-    write_parquet,
 )
 from pipeline.splitting import ambiguous_order_share, assign_ids
 from pipeline.stages import Echo, run_stage, stage_key
+from pipeline.tables import write_parquet
 
 RAW_ITEMS = "items_without_images.parquet"
 BAD_LINES = "bad_lines.parquet"

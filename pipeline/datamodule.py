@@ -23,7 +23,7 @@ class SequenceDataModule(LightningDataModule):
     """Batches of one or several prepared domains, joined in memory.
 
     `finetune`: the last item of every user is the test target, the last but one the validation
-    target (leave-one-out, SPEC of the paper). `pretrain`: a seeded share of the users lose their
+    target (leave-one-out, as in the paper). `pretrain`: a seeded share of the users lose their
     last item to validation, everything else is trained on.
     """
 

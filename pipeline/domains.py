@@ -21,7 +21,7 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")  # a domain's name is also
 
 @dataclass(frozen=True)
 class PublishedCounts:
-    """Size of a domain after the 5-core, as published (SPEC D.1)."""
+    """Size of a domain after the 5-core, as published (Table I of arXiv:2506.02916)."""
 
     users: int
     items: int
@@ -65,7 +65,7 @@ DOWNSTREAM = (
     Domain("Pantry", "Prime_Pantry", PublishedCounts(13_101, 4_898, 126_962)),
     Domain("Instruments", "Musical_Instruments", PublishedCounts(24_962, 9_964, 208_926)),
     Domain("Arts", "Arts_Crafts_and_Sewing", PublishedCounts(45_486, 21_019, 395_150)),
-    # The tables of the papers say 87,436 users: two digits swapped (SPEC B.3, 51).
+    # The tables of the papers say 87,436 users: two digits swapped.
     Domain("Office", "Office_Products", PublishedCounts(87_346, 25_986, 684_837)),
 )
 OTHERS = tuple(

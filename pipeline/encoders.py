@@ -1,6 +1,6 @@
 """Frozen encoders: what turns a text or a picture into a vector, and what names it.
 
-`siglip-base` is the paper's (SPEC C.9). `hashing` and `pixels` need no training, no download and
+`siglip-base` is the paper's. `hashing` and `pixels` need no training, no download and
 no model library; `minilm` is a small sentence encoder. Anything else is a hub id or a folder.
 """
 
@@ -23,7 +23,7 @@ from PIL import Image
 
 Input = TypeVar("Input")
 
-BLANK_SIZE = (200, 200)  # pixels of the white picture, as in the released code (SPEC C.10)
+BLANK_SIZE = (200, 200)  # pixels of the white picture, as in the released code
 _WORD = re.compile(r"\w+")
 
 

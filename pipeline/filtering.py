@@ -13,7 +13,7 @@ import polars as pl
 
 
 def drop_exact_duplicates(interactions: pl.DataFrame) -> pl.DataFrame:
-    """Keep the first of rows that are equal in user, item, rating and time (SPEC C.2).
+    """Keep the first of rows that are equal in user, item, rating and time.
 
     Repeat purchases at another time stay. Not for a set without times, where every repeat
     purchase would look like a duplicate.
@@ -33,8 +33,8 @@ def keep_items(interactions: pl.DataFrame, asins: Iterable[str]) -> pl.DataFrame
 def k_core(interactions: pl.DataFrame, k: int) -> pl.DataFrame:
     """Keep the largest set of interactions in which every user and item has at least `k`.
 
-    Users and items with fewer are removed at once, again and again until none is left (SPEC
-    C.2); the result does not depend on the order of removal. It may be empty.
+    Users and items with fewer are removed at once, again and again until none is left;
+    the result does not depend on the order of removal. It may be empty.
 
     Args:
         interactions: any rows; several between one user and one item all count.

@@ -17,7 +17,7 @@ from typing import Any, Literal
 import polars as pl
 
 from mmm4rec.errors import DataError
-from pipeline.schema import write_parquet
+from pipeline.tables import write_parquet
 
 OUTCOMES = "outcomes.parquet"
 PARTS = "outcomes"

@@ -29,7 +29,7 @@ PADDED_TO_THE_END = frozenset({"siglip", "siglip_text_model"})
 class PretrainedTextEncoder(TextEncoder):
     """A model over tokens; unit length.
 
-    SigLIP: the pooled output over 64 tokens, padding included (SPEC C.9). CLIP: its projected
+    SigLIP: the pooled output over 64 tokens, padding included. CLIP: its projected
     text embedding. Any other: the mean of the last layer over the text's own tokens.
     """
 
@@ -78,7 +78,7 @@ class PretrainedTextEncoder(TextEncoder):
 class PretrainedImageEncoder(ImageEncoder):
     """A model over pictures; unit length.
 
-    SigLIP: its pooled output (SPEC C.9). CLIP: its projected image embedding. Any other: the
+    SigLIP: its pooled output. CLIP: its projected image embedding. Any other: the
     first token of the last layer.
     """
 

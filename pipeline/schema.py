@@ -21,7 +21,6 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-import polars as pl
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from mmm4rec.errors import DataError
@@ -33,35 +32,6 @@ USERS = "users.parquet"
 ITEMS = "items.parquet"
 FEATURES = "features"
 ENCODER_FILE = "encoder.json"  # beside the shards of one encoder
-
-INTERACTION_SCHEMA = {"user_id": pl.UInt32, "item_id": pl.UInt32, "timestamp": pl.Int64}
-USER_SCHEMA = {"user_id": pl.UInt32, "user": pl.String}
-ITEM_SCHEMA: dict[str, Any] = {
-    "item_id": pl.UInt32,
-    "asin": pl.String,
-    "title": pl.String,
-    "brand": pl.String,
-    "text": pl.String,
-    "image_urls": pl.List(pl.String),
-    "image_status": pl.String,  # ok, missing (no URL), or the error class of the last URL tried
-}
-
-# What the readers of raw formats hand to the filters: one row per line of the ratings file ...
-RAW_INTERACTION_SCHEMA: dict[str, Any] = {
-    "user": pl.String,
-    "asin": pl.String,
-    "rating": pl.Float32,
-    "timestamp": pl.Int64,  # Unix seconds; null throughout where a set has no times
-    "position": pl.UInt32,  # line in the source file, from 0
-}
-# ... and one row per item that has metadata, already cleaned.
-METADATA_SCHEMA: dict[str, Any] = {
-    "asin": pl.String,
-    "title": pl.String,
-    "brand": pl.String,
-    "text": pl.String,
-    "image_urls": pl.List(pl.String),
-}
 
 
 class Plain(BaseModel):
@@ -178,12 +148,6 @@ def atomic_path(path: Path) -> Iterator[Path]:
             temporary.replace(path)
     finally:
         _remove(temporary)
-
-
-def write_parquet(table: pl.DataFrame, path: Path) -> None:
-    """Write a table atomically, the same bytes for the same rows."""
-    with atomic_path(path) as temporary:
-        table.write_parquet(temporary, compression="zstd", statistics=False)
 
 
 def write_json(value: Any, path: Path) -> None:

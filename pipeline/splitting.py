@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import polars as pl
 
 from mmm4rec.errors import DataError
-from pipeline.schema import INTERACTION_SCHEMA, ITEM_SCHEMA, USER_SCHEMA
+from pipeline.tables import INTERACTION_SCHEMA, ITEM_SCHEMA, USER_SCHEMA
 
 
 @dataclass(frozen=True)

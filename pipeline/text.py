@@ -83,14 +83,14 @@ def item_text(asin: str, record: Mapping[str, Any], template: Template) -> str:
         asin: the item's name.
         record: its metadata as published; a field may be missing or of another type.
         template: `clean`: title, brand, description; where there is no title, brand, category,
-            features and description. `official`: as the authors' released code writes it (SPEC
-            C.3), which describes missing fields by their empty values and cleans nothing.
+            features and description. `official`: as the authors' released code writes it,
+            which describes missing fields by their empty values and cleans nothing.
     """
     return official_text(asin, record) if template == "official" else _clean_text(asin, record)
 
 
 def official_text(asin: str, record: Mapping[str, Any]) -> str:
-    """Return the text of the authors' released code (SPEC C.3).
+    """Return the text of the authors' released code.
 
     >>> official_text("B1", {"title": "Salt", "description": ["Fine.", "White."]})
     "Title: Salt ; Description: ['Fine.', 'White.'] ; "

@@ -1,4 +1,4 @@
-"""TiCoSSD: one stream asks what another one answers (SPEC A.5).
+"""TiCoSSD: one stream asks what another one answers (arXiv:2506.02916).
 
 Shape letters: B batch, L length, D d_model, E d_inner, H heads, S groups * state.
 """

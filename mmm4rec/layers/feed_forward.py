@@ -11,7 +11,7 @@ from mmm4rec.layers.norm import LayerNorm
 
 
 class FeedForward(nn.Module):
-    """LN(x + Drop(fc2(Drop(Hardswish(fc1 x))))), SPEC A.4."""
+    """LN(x + Drop(fc2(Drop(Hardswish(fc1 x)))))."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()

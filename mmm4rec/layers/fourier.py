@@ -1,4 +1,4 @@
-"""The filter that mixes two time signals in the frequency domain (SPEC A.4).
+"""The filter that mixes two time signals in the frequency domain (arXiv:2506.02916).
 
 Shape letters: B batch, H heads, L max_len, W frequency bins (L // 2 + 1).
 """

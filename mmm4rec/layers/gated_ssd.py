@@ -27,7 +27,7 @@ def at_position(x_BLD: Tensor, index_B: Tensor | None) -> Tensor:
 
 
 class GatedSSD(nn.Module):
-    """W_o RMSNorm(SSD(x, dt, B, C) * SiLU(z)) + b_o (SPEC A.3).
+    """W_o RMSNorm(SSD(x, dt, B, C) * SiLU(z)) + b_o.
 
     `mix` runs over positions, `forward` does the rest: it is position-wise, so that a caller who
     needs the last position only picks it in between.
@@ -48,7 +48,7 @@ class GatedSSD(nn.Module):
 
     @torch.no_grad()
     def reset_parameters(self) -> None:
-        """Draw decay and step of each head; the skip weight is 1 (SPEC A.7)."""
+        """Draw decay and step of each head; the skip weight is 1, as in Mamba-2."""
         self.A_log.uniform_(*INITIAL_DECAY).log_()
         self.D.fill_(1)
         shortest, longest = torch.tensor(INITIAL_STEP).log().tolist()

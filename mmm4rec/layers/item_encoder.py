@@ -87,7 +87,7 @@ def _fill_blank(name: str, features: ModalityFeatures) -> Tensor:
 
 
 class ItemEncoder(nn.Module):
-    """All modalities of an item (SPEC A.1, A.6).
+    """All modalities of an item.
 
     The same adapters and item biases serve both sides; the sequence side has dropout and a layer
     norm, the candidate side unit length.

@@ -1,4 +1,4 @@
-"""One layer: the shared TiSSD over all streams, then the chain of fusions (SPEC A.4).
+"""One layer: the shared TiSSD over all streams, then the chain of fusions (arXiv:2506.02916).
 
 Shape letters: M modalities, B batch, L length, D d_model, H heads.
 """

@@ -1,4 +1,4 @@
-"""Affine maps and convolutions with the initialisation of SPEC A.7.
+"""Affine maps and convolutions with the initialisation of the released code.
 
 Shape letters: L length, C channels, K width of the convolution.
 """

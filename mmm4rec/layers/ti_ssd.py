@@ -1,4 +1,4 @@
-"""TiSSD: the time-aware SSD block, one instance per layer for all modalities (SPEC A.3).
+"""TiSSD: the time-aware SSD block, one instance per layer for all modalities (arXiv:2506.02916).
 
 Shape letters: M modalities, B batch, L length, D d_model, E d_inner, H heads, S groups * state.
 """

@@ -70,7 +70,7 @@ def second_gaps(timestamps_BL: Tensor) -> Tensor:
 
 
 class TimeEncoder(nn.Module):
-    """Normalised time gaps, one copy per head (SPEC A.2)."""
+    """Normalised time gaps, one copy per head."""
 
     def __init__(self, config: ModelConfig, *, num_modalities: int) -> None:
         super().__init__()
@@ -109,7 +109,7 @@ class TimeEncoder(nn.Module):
 
 
 class TimeScale(nn.Module):
-    """r: the factor of each head's step, from a time signal (SPEC A.3).
+    """r: the factor of each head's step, from a time signal.
 
     The first two layers act along positions, the same for all heads.
     """
@@ -136,7 +136,7 @@ class TimeScale(nn.Module):
 
 
 class TimeGate(nn.Module):
-    """D' = Norm(g D + (1 - g) r): the signal for the next layer (SPEC A.3)."""
+    """D' = Norm(g D + (1 - g) r): the signal for the next layer."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()

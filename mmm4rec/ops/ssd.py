@@ -48,7 +48,7 @@ def ssd(
     skip: Skip = "unscaled",
     backend: Backend = "auto",
 ) -> Tensor:
-    """Run the selective state space over each sequence (SPEC A.3).
+    """Run the selective state space over each sequence (Mamba-2, arXiv:2405.21060).
 
     Args:
         x_BLHP: input, (B, L, H, P).

@@ -266,7 +266,7 @@ def test_state_dict_keys():
 
 @pytest.mark.parametrize(("num_layers", "count"), [(1, 1_999_085), (2, 3_603_378)])
 def test_paper_size(num_layers, count):
-    """The unique parameters of the official model without item bias (SPEC A.9)."""
+    """The unique parameters of the official model without item bias."""
     present_I = torch.tensor([False, True])
     features = {
         name: ModalityFeatures(torch.zeros(2, 768), present_I) for name in ("text", "image")

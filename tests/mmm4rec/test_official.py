@@ -91,7 +91,7 @@ def test_there_and_back(changes):
 
 @pytest.mark.parametrize(("has_bias", "count"), [(True, 113), (False, 111)])
 def test_number_of_official_keys(has_bias, count):
-    """SPEC A.9 counts 113 with item bias and the two feature tables' place, 1 layer."""
+    """The released state dict has 113 with item bias and the two feature tables' place, 1 layer."""
     model, config = build(num_layers=1, is_modality_bias=has_bias)
     assert len(to_official(model.state_dict(), config)) == count - 2
 

@@ -8,7 +8,7 @@ import pytest
 from mmm4rec.errors import DataError
 from pipeline import rawfile
 from pipeline.amazon import LATEST, read_interactions, read_metadata, read_ratings, read_reviews
-from pipeline.schema import METADATA_SCHEMA, RAW_INTERACTION_SCHEMA
+from pipeline.tables import METADATA_SCHEMA, RAW_INTERACTION_SCHEMA
 
 GOOD = b"B1,u1,5.0,1005177600\nB2,u2,3,0\n"
 

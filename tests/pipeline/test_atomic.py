@@ -2,7 +2,7 @@ import pytest
 
 from mmm4rec.errors import DataError
 from pipeline.atomic import AtomicFiles, find_atomic, read_atomic
-from pipeline.schema import METADATA_SCHEMA, RAW_INTERACTION_SCHEMA
+from pipeline.tables import METADATA_SCHEMA, RAW_INTERACTION_SCHEMA
 
 SEQUENCES = "user_id:token\titem_id_list:token_seq\titem_id:token\n1\t2 0\t1\n0\t1\t0\n"
 TEXT = (

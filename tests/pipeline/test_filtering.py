@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.filtering import drop_exact_duplicates, k_core, keep_items
-from pipeline.schema import RAW_INTERACTION_SCHEMA
+from pipeline.tables import RAW_INTERACTION_SCHEMA
 
 PAIRS = st.lists(st.tuples(st.integers(0, 6), st.integers(0, 6)), max_size=60)
 

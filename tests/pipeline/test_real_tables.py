@@ -11,8 +11,8 @@ from pipeline.amazon import read_interactions, read_metadata
 from pipeline.atomic import AtomicFiles, read_atomic
 from pipeline.filtering import drop_exact_duplicates, k_core, keep_items
 from pipeline.inputs import resolve_inputs
-from pipeline.schema import write_parquet
 from pipeline.splitting import ambiguous_order_share, assign_ids
+from pipeline.tables import write_parquet
 
 REAL_DATA = os.environ.get("MMM4REC_REAL_DATA")
 

@@ -1,6 +1,5 @@
 import json
 
-import polars as pl
 import pytest
 
 from mmm4rec.errors import DataError
@@ -11,9 +10,7 @@ from pipeline.schema import (
     atomic_path,
     item_fingerprint,
     read_manifest,
-    sha256_file,
     write_json,
-    write_parquet,
 )
 
 
@@ -82,13 +79,6 @@ def test_a_folder_takes_the_place_of_an_older_one(tmp_path):
             (temporary / content).write_text(content)
     assert [path.name for path in (tmp_path / "folder").iterdir()] == ["new"]
     assert [path.name for path in tmp_path.iterdir()] == ["folder"]
-
-
-def test_the_same_rows_give_the_same_bytes(tmp_path):
-    table = pl.DataFrame({"item_id": range(1000), "text": [f"item {i}" for i in range(1000)]})
-    write_parquet(table, tmp_path / "a.parquet")
-    write_parquet(table.clone(), tmp_path / "b.parquet")
-    assert sha256_file(tmp_path / "a.parquet") == sha256_file(tmp_path / "b.parquet")
 
 
 def test_fingerprint_separates_names():

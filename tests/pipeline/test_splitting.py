@@ -4,14 +4,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mmm4rec.errors import DataError
-from pipeline.schema import (
+from pipeline.splitting import ambiguous_order_share, assign_ids, order_interactions
+from pipeline.tables import (
     INTERACTION_SCHEMA,
     ITEM_SCHEMA,
     METADATA_SCHEMA,
     RAW_INTERACTION_SCHEMA,
     USER_SCHEMA,
 )
-from pipeline.splitting import ambiguous_order_share, assign_ids, order_interactions
 
 
 def _raw(rows):
