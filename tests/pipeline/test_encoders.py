@@ -233,7 +233,7 @@ def test_siglip_texts_are_padded_to_the_end_and_attended(siglip):
         np.testing.assert_allclose(vector, unit(model.text_model.head(hidden[0, -1])), atol=1e-5)
     plain = [re.sub(f"[{re.escape(string.punctuation)}]", "", text) for text in TEXTS]
     shouted = [text.upper().replace(" ", " !, ") for text in plain]
-    np.testing.assert_allclose(encoder.encode(shouted), vectors, atol=1e-6)  # punctuation is dropped
+    np.testing.assert_allclose(encoder.encode(shouted), vectors, atol=1e-6)
     assert encoder.preprocessing["padding"] == "attended"
 
 
