@@ -314,6 +314,10 @@ def _say(as_json: bool) -> Any:
 
 
 def _print_results(results: dict[str, Any], folder: Path, as_json: bool) -> None:
+    from mmm4rec.run_folder import is_main_process
+
+    if not is_main_process():
+        return
     if as_json:
         typer.echo(json.dumps({"folder": str(folder), **results}, indent=2))
         return

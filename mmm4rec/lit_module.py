@@ -76,7 +76,9 @@ class LitRecommender(LightningModule):
                 batch.targets_B,
                 padding_candidate=settings.padding_candidate == "scored",
             )
-        self.log("train/loss", loss, on_step=False, on_epoch=True, batch_size=len(batch))
+        self.log(
+            "train/loss", loss, on_step=False, on_epoch=True, batch_size=len(batch), sync_dist=True
+        )
         return loss * self._accumulation_weight(batch_idx)
 
     def on_validation_epoch_start(self) -> None:
@@ -135,7 +137,8 @@ class LitRecommender(LightningModule):
 
     def _log_metrics(self, split: str, metrics: RankingMetrics, *, reset: bool = True) -> None:
         for name, value in metrics.compute().items():
-            self.log(f"{split}/{name}", value, rank_zero_only=False, sync_dist=False)
+            # Equal on every process: the synchronisation changes nothing but a warning.
+            self.log(f"{split}/{name}", value, sync_dist=True)
         self._items_ID = None
         if reset:
             metrics.reset()

@@ -13,15 +13,14 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from lightning.fabric.utilities.rank_zero import rank_zero_only
 
 Echo = Callable[[str], None]
 RunState = Literal["new", "unfinished", "finished"]
 RESULTS = "results.json"
 
 
-def open_run_folder(
-    parent: Path, digest: str, reuse: bool
-) -> tuple[Path, Literal["new", "unfinished", "finished"]]:
+def open_run_folder(parent: Path, digest: str, reuse: bool) -> tuple[Path, RunState]:
     """Find the newest run of this hash that can be taken up, or name a new one."""
     for folder in sorted(parent.glob(f"*-{digest}"), reverse=True):
         if not (folder / RESULTS).is_file():
@@ -31,8 +30,19 @@ def open_run_folder(
     return new_run_folder(parent, digest), "new"
 
 
+def is_main_process() -> bool:
+    """Return whether this process is the one of a distributed run that writes and speaks."""
+    return getattr(rank_zero_only, "rank", 0) == 0
+
+
 def new_run_folder(parent: Path, digest: str) -> Path:
-    """Make a folder named by the time and what it is a run of."""
+    """Make a folder named by the time and what it is a run of.
+
+    Lightning starts the other processes of a run after the main one has made its folder: they
+    join it.
+    """
+    if not is_main_process():
+        return max(parent.glob(f"*-{digest}"))
     folder = parent / f"{datetime.now(UTC):%Y%m%dT%H%M%S.%fZ}-{digest}"
     folder.mkdir(parents=True)
     return folder
@@ -59,7 +69,9 @@ def _version(name: str) -> str | None:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write plain data atomically as JSON."""
+    """Write plain data atomically as JSON, from the main process only."""
+    if not is_main_process():
+        return
     temporary = path.with_name(f".{path.name}.tmp")
     temporary.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
     temporary.replace(path)
@@ -67,7 +79,10 @@ def write_json(path: Path, value: Any) -> None:
 
 @contextmanager
 def logged(folder: Path, echo: Echo) -> Iterator[Echo]:
-    """Yield an echo that also writes to log.txt."""
+    """Yield an echo that also writes to log.txt; other processes than the main one are silent."""
+    if not is_main_process():
+        yield lambda line: None
+        return
     with (folder / "log.txt").open("a", encoding="utf-8") as log:
 
         def say(line: str) -> None:

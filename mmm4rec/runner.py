@@ -27,7 +27,7 @@ from lightning import LightningDataModule, Trainer, seed_everything
 from lightning.pytorch.callbacks import ModelCheckpoint, RichProgressBar
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.trainer.states import TrainerStatus
-from torch import nn
+from torch import Tensor, nn
 
 from mmm4rec.batch import ItemCatalogue
 from mmm4rec.callbacks import EpochHistory, PatientStopping
@@ -42,9 +42,17 @@ from mmm4rec.checkpoint import (
 from mmm4rec.config import Config, config_hash
 from mmm4rec.errors import DataError
 from mmm4rec.lit_module import LitRecommender
-from mmm4rec.metrics import RankingMetrics, bootstrap_intervals, per_user_metrics
+from mmm4rec.metrics import RankingMetrics, TargetRank, bootstrap_intervals, per_user_metrics
 from mmm4rec.model import MMM4Rec
-from mmm4rec.run_folder import RESULTS, Echo, environment, logged, open_run_folder, write_json
+from mmm4rec.run_folder import (
+    RESULTS,
+    Echo,
+    environment,
+    is_main_process,
+    logged,
+    open_run_folder,
+    write_json,
+)
 
 RANKS = "ranks.parquet"
 _LAST = "last.ckpt"
@@ -229,9 +237,10 @@ def _train(job: _Job, lit: LitRecommender, say: Echo, progress: bool) -> Run:
         "seed": config.trainer.seed,
         "epoch": epochs["best_epoch"],
     }
-    save_checkpoint(
-        folder / MODEL_FILE, lit.model.state_dict(), config, job.data.catalogue, training
-    )
+    if is_main_process():
+        save_checkpoint(
+            folder / MODEL_FILE, lit.model.state_dict(), config, job.data.catalogue, training
+        )
     results = {
         **training,
         "fidelity": config.fidelity,
@@ -265,19 +274,12 @@ def _epoch_summary(history: EpochHistory, monitor: str) -> dict[str, Any]:
 def _test_results(
     config: Config, metrics: RankingMetrics, folder: Path, datamodule: LightningDataModule
 ) -> dict[str, Any]:
-    users, rank = metrics.ranks()
+    with metrics.sync_context():
+        users, rank = metrics.ranks()
     if len(users) == 0:
         raise DataError("no user has a test target: users need at least 2 interactions")
-    table = pa.table(
-        {
-            "user_id": pa.array(users.numpy(), pa.uint32()),
-            "better": pa.array(rank.better_B.numpy(), pa.uint32()),
-            "tied": pa.array(rank.tied_B.numpy(), pa.uint32()),
-        }
-    )
-    temporary = folder / f".{RANKS}.tmp"
-    pq.write_table(table, temporary)
-    temporary.replace(folder / RANKS)
+    if is_main_process():
+        _write_ranks(folder / RANKS, users, rank)
     values = per_user_metrics(rank, config.evaluation.cutoffs)
     intervals = bootstrap_intervals(values, config.evaluation.bootstrap_samples)
     return {
@@ -296,6 +298,19 @@ def _test_results(
             for name, column in values.items()
         },
     }
+
+
+def _write_ranks(path: Path, users: Tensor, rank: TargetRank) -> None:
+    table = pa.table(
+        {
+            "user_id": pa.array(users.numpy(), pa.uint32()),
+            "better": pa.array(rank.better_B.numpy(), pa.uint32()),
+            "tied": pa.array(rank.tied_B.numpy(), pa.uint32()),
+        }
+    )
+    temporary = path.with_name(f".{path.name}.tmp")
+    pq.write_table(table, temporary)
+    temporary.replace(path)
 
 
 def _trainer_arguments(config: Config) -> dict[str, Any]:
@@ -325,6 +340,8 @@ def _as_run_data(datamodule: Any) -> RunData:
 def _write_inputs(
     folder: Path, config: Config, lock: dict[str, Any], checkpoint: Checkpoint | None
 ) -> None:
+    if not is_main_process():
+        return
     (folder / "config.yaml").write_text(
         yaml.safe_dump(config.as_dict(), sort_keys=False), encoding="utf-8"
     )

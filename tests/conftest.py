@@ -1,12 +1,17 @@
 from collections.abc import Callable
+from http.server import BaseHTTPRequestHandler
 
 import pytest
 import torch
+from typer.testing import CliRunner
+
+import cli
 
 from mmm4rec.batch import ItemCatalogue, ModalityFeatures
 from mmm4rec.config import Config, load_config
 from pipeline.datamodule import SequenceDataModule
 from pipeline.sequences import FlatSequences
+from pipeline.synthetic import DomainSpec, WorldSpec, build_world, serve
 
 TINY_MODEL = (
     "model={d_model: 16, d_feed_forward: 16, d_state: 4, head_dim: 8, num_groups: 2, max_len: 6, "
@@ -88,3 +93,70 @@ def tiny_data(tiny_catalogue) -> Callable[..., SequenceDataModule]:
         return data
 
     return build
+
+
+TINY_WORLD = WorldSpec(
+    pretraining=(DomainSpec("MiniFood", 70, 45, 6.0), DomainSpec("MiniHome", 70, 45, 6.0)),
+    downstream=(DomainSpec("MiniOffice", 60, 40, 6.0),),
+)
+
+
+@pytest.fixture(scope="session")
+def world(tmp_path_factory):
+    """A miniature Amazon of three small domains; its images are served."""
+    built = build_world(tmp_path_factory.mktemp("world"), seed=3, spec=TINY_WORLD)
+    with pytest.MonkeyPatch.context() as patch, serve(built):
+        patch.setattr("pipeline.synthetic.shop.SLOW_SECONDS", 0.01)
+        patch.setattr("pipeline.fetching.BACKOFF_S", 0.01)
+        yield built
+
+
+@pytest.fixture
+def asked(monkeypatch) -> list[str]:
+    """Paths that the world's server was asked for."""
+    paths: list[str] = []
+    parse = BaseHTTPRequestHandler.parse_request
+
+    def record(self):
+        parsed = parse(self)
+        paths.append(self.path)
+        return parsed
+
+    monkeypatch.setattr(BaseHTTPRequestHandler, "parse_request", record)
+    return paths
+
+
+@pytest.fixture(scope="session")
+def invoke():
+    """Run a command line as a user would."""
+    return lambda *arguments: CliRunner().invoke(cli.app, [str(part) for part in arguments])
+
+
+@pytest.fixture(scope="session")
+def prepare(world, invoke):
+    """Prepare a domain of the world through the command line, with training-free encoders."""
+
+    def run(data_dir, domain="MiniOffice", *options):
+        source = ("--domain", domain, "--source", world.source(domain))
+        return invoke("prepare", *source, "--data-dir", data_dir, "--config", "demo", *options)
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def data_dir(world, prepare, tmp_path_factory):
+    """A data folder with all domains of the world prepared; only to be read."""
+    folder = tmp_path_factory.mktemp("data")
+    for domain in world.domains:
+        assert prepare(folder, domain).exit_code == 0
+    return folder
+
+
+@pytest.fixture(scope="session")
+def read_tree():
+    """Read a folder: the bytes of every file by its relative path."""
+    return lambda folder: {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }

@@ -113,11 +113,15 @@ def _spoil(body: bytes, fate: Fate) -> bytes:
     return NOT_AN_IMAGE if fate == "not_an_image" else body
 
 
+class _Server(ThreadingHTTPServer):
+    request_queue_size = 128  # the usual 5 make clients with many connections wait a second
+
+
 def _bind(handler: type[BaseHTTPRequestHandler]) -> ThreadingHTTPServer:
     try:
-        return ThreadingHTTPServer((HOST, PREFERRED_PORT), handler)
+        return _Server((HOST, PREFERRED_PORT), handler)
     except OSError:
-        return ThreadingHTTPServer((HOST, 0), handler)
+        return _Server((HOST, 0), handler)
 
 
 def _handler(www: Path, faults: Mapping[str, Fault]) -> type[BaseHTTPRequestHandler]:

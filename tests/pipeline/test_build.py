@@ -1,0 +1,312 @@
+import os
+import subprocess
+import sys
+
+import numpy as np
+import polars as pl
+import pytest
+
+from experiments.presets import find_preset
+from mmm4rec.config import load_config
+from mmm4rec.errors import DataError
+from pipeline.build import prepare_domain
+from pipeline.feature_store import read_features
+from pipeline.schema import prepared_dir, read_manifest
+from pipeline.synthetic.shop import WITHOUT_IMAGE
+
+DOMAIN = "MiniOffice"
+STAGES = ("tables", "images", "text features", "image features")
+
+
+@pytest.fixture
+def build(world, tmp_path):
+    """Prepare a domain; returns the manifest, what was said, and where."""
+
+    def run(*overrides, name="data", source=None, domain=DOMAIN):
+        data_dir = tmp_path / name
+        settings = load_config(find_preset("demo"), [*overrides, f"data.data_dir={data_dir}"])
+        lines = []
+        source = str(source or world.source(domain))
+        manifest = prepare_domain(domain, settings, source=source, echo=lines.append)
+        return manifest, lines, prepared_dir(data_dir, domain)
+
+    return run
+
+
+def _redone(lines):
+    return [stage for stage in STAGES if f"{stage} ..." in lines]
+
+
+def _unchanged(lines):
+    return [stage for stage in STAGES if f"{stage}: unchanged" in lines]
+
+
+def test_the_planted_counts_come_out(world, build):
+    ledger = world.domains[DOMAIN].ledger
+    manifest, lines, folder = build()
+    read, unique, joined, core = manifest.counts
+    assert [count.step for count in manifest.counts] == [
+        "read",
+        "exact duplicates removed",
+        "with metadata",
+        "5-core",
+    ]
+    assert read.interactions == ledger["rows"]
+    assert unique.interactions == ledger["rows"] - ledger["duplicate_rows"]
+    assert joined.items == ledger["core_items"] + ledger["items_below_core"]
+    assert (core.users, core.items, core.interactions) == (
+        ledger["core_users"],
+        ledger["core_items"],
+        ledger["core_interactions"],
+    )
+    assert _redone(lines) == list(STAGES)
+    assert read_manifest(folder) == manifest
+
+
+def test_sequences_are_those_that_were_drawn(world, build):
+    domain = world.domains[DOMAIN]
+    _, _, folder = build()
+    asin = dict(pl.read_parquet(folder / "items.parquet").select("item_id", "asin").iter_rows())
+    rows = pl.read_parquet(folder / "interactions.parquet")
+    found = {
+        tuple(asin[item] for item in group["item_id"]): (group["timestamp"] // 86_400).to_list()
+        for _, group in rows.group_by("user_id", maintain_order=True)
+    }
+    expected = {
+        tuple(domain.catalogue.core[item] for item in items): days.tolist()
+        for items, days in zip(domain.sequences, domain.days, strict=True)
+    }
+    assert found == expected
+
+
+def test_an_item_has_an_image_where_one_was_planted(world, build):
+    catalogue = world.domains[DOMAIN].catalogue
+    manifest, _, folder = build()
+    items = pl.read_parquet(folder / "items.parquet")
+    fate = dict(zip(catalogue.core, catalogue.fates, strict=True))
+    expected = [fate[asin] not in WITHOUT_IMAGE for asin in items["asin"]]
+    assert (items["image_status"] == "ok").to_list() == expected
+    errors = ("not_found", "gone", "truncated", "not_an_image")
+    named = {**dict.fromkeys(errors), "no_url": "missing"}
+    for asin, status in items.select("asin", "image_status").iter_rows():
+        assert status == ((named[fate[asin]] or fate[asin]) if fate[asin] in named else "ok")
+    key = {made.modality: made for made in manifest.features}
+    image = read_features(folder / "features/image" / key["image"].key, 40, manifest.fingerprint)
+    assert image.present[1:].tolist() == expected
+    assert key["image"].present == sum(expected) == 40 - catalogue.ledger["items_without_image"]
+    lengths = np.linalg.norm(image.values.astype(np.float32), axis=1)
+    assert lengths == pytest.approx([0.0, *map(float, expected)], abs=2e-3)
+    text = read_features(folder / "features/text" / key["text"].key, 40, manifest.fingerprint)
+    assert (text.present[1:].all(), key["text"].present) == (True, 40)
+
+
+def test_the_card_has_what_the_tables_say(world, build):
+    ledger = world.domains[DOMAIN].ledger
+    manifest, _, folder = build()
+    images = manifest.card["images"]
+    assert (images["items"], images["ok"]) == (40, 40 - ledger["items_without_image"])
+    assert images["with_url"] == 40 - ledger["images_no_url"]
+    # Each item has a large picture and a thumbnail; where one fails so does the other, except
+    # for `second_url`.
+    twice = {name: 2 * ledger[f"images_{name}"] for name in ("gone", "truncated", "not_an_image")}
+    missing = 2 * ledger["images_not_found"] + ledger["images_second_url"]
+    assert images["urls"] == {"ok": images["ok"], "not_found": missing, **twice}
+    rows = pl.read_parquet(folder / "interactions.parquet")
+    lengths = rows.group_by("user_id").len()["len"]
+    assert manifest.card["interactions_per_user"] == {
+        "min": lengths.min(),
+        "median": lengths.median(),
+        "max": lengths.max(),
+    }
+    ambiguous = sum(
+        len({int(item) for item, day in zip(items, days, strict=True) if day == days[-1]}) > 1
+        for items, days in zip(
+            world.domains[DOMAIN].sequences, world.domains[DOMAIN].days, strict=True
+        )
+    )
+    assert manifest.card["ambiguous_order_share"] == round(ambiguous / 60, 4) > 0
+
+
+def test_a_second_run_does_nothing_and_asks_nobody(build, asked, read_tree):
+    first, _, folder = build()
+    before = read_tree(folder)
+    assert asked
+    asked.clear()
+    again, lines, _ = build()
+    assert (again, asked) == (first, [])
+    assert _unchanged(lines) == list(STAGES)
+    assert read_tree(folder) == before
+
+
+def test_another_core_makes_the_tables_anew_and_asks_for_new_items_only(build, asked):
+    first, _, folder = build()
+    before = set(asked)
+    asked.clear()
+    looser, lines, _ = build("prepare.k_core=2")
+    assert "tables ..." in lines
+    assert looser.counts[-1].step == "2-core"
+    assert looser.counts[-1].users > first.counts[-1].users
+    assert not before & set(asked)
+    back, _, _ = build()
+    assert (back.counts, back.fingerprint) == (first.counts, first.fingerprint)
+    assert len(pl.read_parquet(folder / "items.parquet")) == 40
+
+
+def test_two_encoders_live_side_by_side(build, fake_encoder, asked):
+    first, _, folder = build()
+    asked.clear()
+    both, lines, _ = build("features.text=other")
+    assert (_redone(lines), asked) == (["text features"], [])
+    keys = {(made.modality, made.key) for made in both.features}
+    assert keys > {(made.modality, made.key) for made in first.features}
+    assert len(keys) == 3
+    for made in both.features:
+        stored = read_features(folder / "features" / made.modality / made.key, 40, both.fingerprint)
+        assert stored.values.shape == (41, made.width)
+    back, _, _ = build()
+    assert {(made.modality, made.key) for made in back.features} == keys
+
+
+def test_features_of_other_items_are_not_kept(build, fake_encoder):
+    build("features.text=other")
+    looser, _, folder = build("prepare.k_core=2")
+    assert [made.encoder for made in looser.features] == ["hashing", "pixels"]
+    assert len(list((folder / "features/text").iterdir())) == 1
+
+
+@pytest.fixture
+def fake_encoder(monkeypatch):
+    """A second text encoder under the name `other`."""
+    from pipeline.encoders import HashingTextEncoder, load_text_encoder
+
+    class Other(HashingTextEncoder):
+        def __init__(self):
+            super().__init__()
+            self.name, self.key = "other", "other-0"
+
+        def _encode(self, inputs):
+            return -super()._encode(inputs)
+
+    def load(name, device):
+        return Other() if name == "other" else load_text_encoder(name, device)
+
+    monkeypatch.setattr("pipeline.build.load_text_encoder", load)
+
+
+def test_two_folders_get_the_same_bytes(build, read_tree):
+    _, _, one = build(name="one")
+    _, _, other = build("images.connections=1", "images.connections=32", name="other")
+    assert read_tree(one) == read_tree(other)
+    assert len(read_tree(one)) == 8
+
+
+@pytest.mark.slow
+def test_the_bytes_do_not_depend_on_the_hash_seed_or_threads(world, tmp_path, read_tree):
+    trees = []
+    for seed, threads in (("0", "1"), ("4242", "2")):
+        environment = os.environ | {"PYTHONHASHSEED": seed, "POLARS_MAX_THREADS": threads}
+        command = [sys.executable, "-m", "mmm4rec", "prepare", "--domain", DOMAIN]
+        command += ["--source", world.source(DOMAIN), "--config", "demo", "--data-dir"]
+        subprocess.run([*command, tmp_path / seed], env=environment, check=True)
+        trees.append(read_tree(tmp_path / seed / "prepared"))
+    assert trees[0] == trees[1]
+    assert len(trees[0]) == 8
+
+
+def test_no_images_asks_nobody_and_says_so(build, asked):
+    manifest, lines, folder = build("images.enabled=false")
+    assert asked == []
+    assert "image features: none, no item has image" in lines
+    assert [made.modality for made in manifest.features] == ["text"]
+    assert manifest.card["images"]["ok"] == 0
+    assert set(manifest.card["images"]["urls"]) == {"disabled"}
+    status = pl.read_parquet(folder / "items.parquet")["image_status"]
+    assert set(status) == {"disabled", "missing"}
+    later, _, _ = build()
+    assert later.card["images"]["ok"] == 30
+
+
+def test_an_encoder_can_be_none(build):
+    manifest, _, _ = build("features.text=none")
+    assert [made.modality for made in manifest.features] == ["image"]
+
+
+def test_a_changed_encoder_folder_is_encoded_again(build, monkeypatch, tmp_path):
+    from pipeline.encoders import HashingTextEncoder
+
+    monkeypatch.setattr("pipeline.build.load_text_encoder", lambda *_: HashingTextEncoder())
+    model = tmp_path / "model"
+    model.mkdir()
+    (model / "weights").write_text("one")
+    name = f"features.text={model}"
+    build(name)
+    assert "text features" in _unchanged(build(name)[1])
+    (model / "weights").write_text("another")
+    assert _redone(build(name)[1]) == ["text features"]
+
+
+def test_malformed_lines_within_the_limit_are_set_aside_and_counted(world, build, tmp_path):
+    source = tmp_path / "source"
+    source.mkdir()
+    for path in world.source(DOMAIN).iterdir():
+        (source / path.name).write_bytes(path.read_bytes())
+    with (source / f"{DOMAIN}.csv").open("a") as file:
+        file.write("B000000001,A1,5.0\n")
+    manifest, _, _ = build("prepare.max_bad_lines=1", source=source)
+    assert manifest.card["bad_lines"] == {f"{DOMAIN}.csv": 1, f"meta_{DOMAIN}.json.gz": 0}
+    bad = pl.read_parquet(tmp_path / "data/work" / DOMAIN / "tables/bad_lines.parquet")
+    ledger = world.domains[DOMAIN].ledger
+    assert bad.select("line", "reason", "text").rows() == [
+        (ledger["rows"] + 1, "3 fields instead of 4", "B000000001,A1,5.0")
+    ]
+
+
+@pytest.fixture
+def atomic_source(tmp_path):
+    """Three users, four items, no times: sequences of numbers with both indexes."""
+    folder = tmp_path / "atomic"
+    folder.mkdir()
+    rows = [("user_id:token", "item_id_list:token_seq", "item_id:token")]
+    rows += [("1", "3 0 1", "2"), ("0", "0 1 2", "3"), ("2", "1", "0")]
+    texts = [("item_id:token", "text:token_seq"), *((f"B{n}", f"text {n}") for n in range(4))]
+    files = {
+        "test.inter": rows,
+        "text": texts,
+        "item2index": [(f"B{n}", str(n)) for n in range(4)],
+        "user2index": [(f"U{n}", str(n)) for n in range(3)],
+    }
+    for end, lines in files.items():
+        text = "".join("\t".join(line) + "\n" for line in lines)
+        (folder / f"Tiny.{end}").write_text(text)
+    return folder
+
+
+def test_an_atomic_set_keeps_its_numbers_and_has_no_times(build, atomic_source, asked):
+    manifest, lines, folder = build(source=atomic_source, domain="Tiny")
+    assert (manifest.source_format, manifest.has_time) == ("atomic", False)
+    final = manifest.counts[-1]
+    assert (final.step, final.users, final.items, final.interactions) == ("read", 3, 4, 10)
+    rows = pl.read_parquet(folder / "interactions.parquet")
+    assert rows["user_id"].to_list() == [0] * 4 + [1] * 4 + [2] * 2
+    assert rows["item_id"].to_list() == [1, 2, 3, 4, 4, 1, 2, 3, 2, 1]
+    assert set(rows["timestamp"]) == {0}
+    assert manifest.card["time"] is manifest.card["ambiguous_order_share"] is None
+    assert "image features: none, no item has image" in lines
+    assert asked == []
+
+
+def test_an_atomic_set_of_events_goes_through_the_core(build, tmp_path):
+    events = [("user_id:token", "item_id:token", "timestamp:float")]
+    events += [(f"U{u}", f"B{i}", str(1_400_000_000 + i)) for u in range(5) for i in range(5)]
+    events += [("U9", "B0", "1400000000")]
+    texts = [("item_id:token", "text:token_seq"), *((f"B{n}", f"text {n}") for n in range(5))]
+    for name, lines in (("Tiny.inter", events), ("Tiny.text", texts)):
+        (tmp_path / name).write_text("".join("\t".join(line) + "\n" for line in lines))
+    manifest, _, _ = build(source=tmp_path, domain="Tiny")
+    assert [(c.step, c.users, c.interactions) for c in manifest.counts] == [
+        ("read", 6, 26),
+        ("5-core", 5, 25),
+    ]
+    assert manifest.has_time
+    with pytest.raises(DataError, match=r"Tiny: nothing is left of 26 .*--set prepare.k_core=N"):
+        build("prepare.k_core=6", source=tmp_path, domain="Tiny")
