@@ -18,6 +18,9 @@ if TYPE_CHECKING:
     from mmm4rec.config import Config
     from pipeline.datamodule import SequenceDataModule, Stage
 
+FULL = (errno.ENOSPC, errno.EDQUOT)
+NOT_WRITABLE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST)
+
 
 class _Commands(TyperGroup):
     """Turns what a user can cause into one line and a non-zero exit."""
@@ -31,15 +34,31 @@ class _Commands(TyperGroup):
             _fail(str(error), 1)
         except KeyboardInterrupt:
             _fail("interrupted; the same command carries on from here", 130)
-        except OSError as error:
-            if error.errno != errno.ENOSPC:
+        except Exception as error:
+            problem = _disk_problem(error)
+            if problem is None:
                 raise
-            where = f" at {error.filename}" if error.filename else ""
-            _fail(
-                f"the disk is full{where}: nothing half-written was kept. "
-                "Next: free some space, then the same command carries on",
-                1,
-            )
+            _fail(problem, 1)
+
+
+def _disk_problem(error: Exception) -> str | None:
+    """Say what a user can do about an error of the file system; None for any other error."""
+    if _is_disk_full(error):
+        where = getattr(error, "__notes__", [""])[0]  # "while writing ..."
+        return (
+            f"the disk is full {where}".rstrip() + "; nothing half-written was kept. "
+            "Next: free some space, then the same command carries on"
+        )
+    if isinstance(error, OSError) and error.errno in NOT_WRITABLE and error.filename:
+        return f"{error.filename}: {error.strerror}. Next: name a folder that you may write to"
+    return None
+
+
+def _is_disk_full(error: Exception) -> bool:
+    # polars and safetensors raise errors of their own that end in the operating system's number.
+    return any(
+        getattr(error, "errno", None) == code or f"(os error {code})" in str(error) for code in FULL
+    )
 
 
 def _fail(message: str, code: int) -> None:
@@ -173,7 +192,7 @@ def evaluate(
         settings,
         load_model(checkpoint, data.catalogue),
         data,
-        new_run_folder(runs_dir / "evaluate" / domain, checkpoint.sha256[:10]),
+        new_run_folder(runs_dir / "evaluate" / data.domains[0], checkpoint.sha256[:10]),
         described={
             "checkpoint": str(checkpoint.path),
             "trained": checkpoint.training,
@@ -208,7 +227,7 @@ def recommend(
     settings = _trained_settings(checkpoint, data_dir, [])
     data = _data(settings, [domain], "finetune")
     model = load_model(checkpoint, data.catalogue)
-    names = load_names(settings.data.data_dir, domain)
+    names = load_names(settings.data.data_dir, data.domains[0])
     item_ids, timestamps = find_history(data.sequences, names, user=user, history=history)
     found = rank_items(
         model,

@@ -9,11 +9,13 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
+from io import BytesIO
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from lightning.fabric.utilities.rank_zero import rank_zero_only
+from lightning.pytorch.plugins.io import TorchCheckpointIO
 
 Echo = Callable[[str], None]
 RunState = Literal["new", "unfinished", "finished"]
@@ -68,13 +70,45 @@ def _version(name: str) -> str | None:
         return None
 
 
+@contextmanager
+def atomic_file(path: Path) -> Iterator[Path]:
+    """Yield a temporary path beside `path` that takes its place if the block succeeds."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    try:
+        yield temporary
+        temporary.replace(path)
+    except Exception as error:
+        error.add_note(f"while writing {path}")  # a full disk does not say which file it was
+        raise
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
 def write_json(path: Path, value: Any) -> None:
     """Write plain data atomically as JSON, from the main process only."""
     if not is_main_process():
         return
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
-    temporary.replace(path)
+    with atomic_file(path) as temporary:
+        temporary.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
+
+
+class AtomicCheckpointIO(TorchCheckpointIO):
+    """Lightning's checkpoints, whole or as they were before.
+
+    Lightning itself writes to the system's temporary folder and copies from there: a disk that
+    fills up, or a kill, would leave half of the only file to resume from.
+    """
+
+    def save_checkpoint(
+        self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None
+    ) -> None:
+        """Write a checkpoint to a local path; `storage_options` is not used."""
+        path = Path(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        buffer = BytesIO()  # writing to a file, PyTorch would hide the reason of a failure
+        torch.save(checkpoint, buffer)
+        with atomic_file(path) as temporary:
+            temporary.write_bytes(buffer.getbuffer())
 
 
 @contextmanager

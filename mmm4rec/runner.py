@@ -46,7 +46,9 @@ from mmm4rec.metrics import RankingMetrics, TargetRank, bootstrap_intervals, per
 from mmm4rec.model import MMM4Rec
 from mmm4rec.run_folder import (
     RESULTS,
+    AtomicCheckpointIO,
     Echo,
+    atomic_file,
     environment,
     is_main_process,
     logged,
@@ -155,7 +157,8 @@ def evaluate(
     with _quiet_lightning():
         lit = LitRecommender(config, model)
         trainer = Trainer(**_trainer_arguments(config), logger=False)
-        trainer.test(lit, datamodule=datamodule, verbose=False)
+        with _interruptible(trainer):
+            trainer.test(lit, datamodule=datamodule, verbose=False)
     results = {**described, **_test_results(config, lit.test_metrics, folder, datamodule)}
     write_json(folder / RESULTS, results)
     return Run(folder, results)
@@ -220,6 +223,7 @@ def _train(job: _Job, lit: LitRecommender, say: Echo, progress: bool) -> Run:
             to_resume,
             *([RichProgressBar()] if progress else []),
         ],
+        plugins=[AtomicCheckpointIO()],
         default_root_dir=folder,
     )
     last = checkpoints / _LAST
@@ -250,7 +254,8 @@ def _train(job: _Job, lit: LitRecommender, say: Echo, progress: bool) -> Run:
         "seconds_total": round(seconds, 2),
     }
     if job.stage == "finetune":
-        trainer.test(lit, datamodule=job.datamodule, verbose=False)
+        with _interruptible(trainer):
+            trainer.test(lit, datamodule=job.datamodule, verbose=False)
         results |= _test_results(config, lit.test_metrics, folder, job.datamodule)
     write_json(folder / RESULTS, results)
     return Run(folder, results)
@@ -308,9 +313,8 @@ def _write_ranks(path: Path, users: Tensor, rank: TargetRank) -> None:
             "tied": pa.array(rank.tied_B.numpy(), pa.uint32()),
         }
     )
-    temporary = path.with_name(f".{path.name}.tmp")
-    pq.write_table(table, temporary)
-    temporary.replace(path)
+    with atomic_file(path) as temporary:
+        pq.write_table(table, temporary)
 
 
 def _trainer_arguments(config: Config) -> dict[str, Any]:

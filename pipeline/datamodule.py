@@ -12,6 +12,7 @@ from lightning import LightningDataModule
 from mmm4rec.batch import ItemCatalogue, ModalityFeatures
 from mmm4rec.config import DataConfig
 from mmm4rec.errors import DataError
+from pipeline.domains import name_domain
 from pipeline.prepared import PreparedDomain, load_domain
 from pipeline.schema import MANIFEST, prepared_dir, read_manifest, sha256_file
 from pipeline.sequences import BatchLoader, FlatSequences, held_out_targets, training_targets
@@ -34,16 +35,21 @@ class SequenceDataModule(LightningDataModule):
 
         Args:
             config: where and how.
-            domains: names of prepared domains, at least one, none twice.
+            domains: short or full names of prepared domains, at least one, none twice.
             stage: how to split.
             max_len: most recent items kept, L.
             seed: of the shuffling and of the validation users of `pretrain`.
+
+        Raises:
+            ConfigError: a name cannot be that of a folder.
+            DataError: there is no domain, or one is there twice.
         """
         super().__init__()
-        if not domains or len(set(domains)) != len(domains):
+        names = [name_domain(domain).name for domain in domains]
+        if not names or len(set(names)) != len(names):
             raise DataError(f"give each domain once, at least one: found {domains}")
         self.config = config
-        self.domains = domains
+        self.domains = names
         self.stage: Stage = stage
         self.max_len = max_len
         self.seed = seed

@@ -7,8 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
+from numpy.typing import NDArray
 
 from mmm4rec.batch import ItemCatalogue, ModalityFeatures
 from mmm4rec.errors import ConfigError, DataError
@@ -18,14 +20,18 @@ from pipeline.schema import (
     INTERACTIONS,
     ITEMS,
     USERS,
+    Count,
     FeatureSet,
     Manifest,
+    item_fingerprint,
     prepared_dir,
     read_manifest,
 )
 from pipeline.sequences import FlatSequences
 
 MAX_TITLE_CHARS = 100
+
+IntArray = NDArray[np.int64]
 
 
 @dataclass(frozen=True)
@@ -87,12 +93,19 @@ def load_names(data_dir: Path, domain: str) -> Names:
     """Load the names of items and users.
 
     Raises:
-        DataError: the folder is not a prepared domain.
+        DataError: the folder is not a prepared domain, or its parts do not belong together.
     """
     folder = prepared_dir(data_dir, domain)
-    read_manifest(folder)
-    items = pq.read_table(folder / ITEMS, columns=["asin", "title", "text"])
-    users = pq.read_table(folder / USERS, columns=["user"])
+    manifest = read_manifest(folder)
+    items = _read_table(folder / ITEMS, ["asin", "title", "text"])
+    users = _read_table(folder / USERS, ["user"])
+    found = item_fingerprint(items["asin"].to_pylist()), len(users)
+    expected = manifest.fingerprint, manifest.counts[-1].users
+    if found != expected:
+        raise DataError(
+            f"{folder} has items with the fingerprint {found[0]} and {found[1]} users, its "
+            f"manifest says {expected[0]} and {expected[1]}. {_again(folder)}"
+        )
     described = zip(items["title"].to_pylist(), items["text"].to_pylist(), strict=True)
     return Names(
         asins=["", *items["asin"].to_pylist()],
@@ -102,21 +115,48 @@ def load_names(data_dir: Path, domain: str) -> Names:
 
 
 def _load_sequences(folder: Path, manifest: Manifest) -> FlatSequences:
-    table = pq.read_table(folder / INTERACTIONS)
-    user_ids = table["user_id"].to_numpy()
-    final = manifest.counts[-1]
-    if len(user_ids) != final.interactions or (np.diff(user_ids.astype(np.int64)) < 0).any():
+    path, final = folder / INTERACTIONS, manifest.counts[-1]
+    table = _read_table(path, ["user_id", "item_id", "timestamp"])
+    user_ids, item_ids, timestamps = (
+        column.to_numpy().astype(np.int64) for column in table.itercolumns()
+    )
+    problem = _problem(user_ids, item_ids, final)
+    if problem:
         raise DataError(
-            f"{folder / INTERACTIONS}: {len(user_ids)} rows, the manifest says "
-            f"{final.interactions} sorted by user. Next: delete {folder}, run mmm4rec prepare again"
+            f"{path}: {problem}; the manifest says {final.interactions} rows of {final.users} "
+            f"users and {final.items} items. {_again(folder)}"
         )
-    counts = np.bincount(user_ids, minlength=final.users)
-    offsets = np.concatenate([[0], np.cumsum(counts)])
+    offsets = np.concatenate([[0], np.cumsum(np.bincount(user_ids, minlength=final.users))])
     return FlatSequences(
-        torch.from_numpy(table["item_id"].to_numpy().astype(np.int64)),
-        torch.from_numpy(table["timestamp"].to_numpy().astype(np.int64)),
+        torch.from_numpy(item_ids),
+        torch.from_numpy(timestamps),
         torch.from_numpy(offsets.astype(np.int64)),
     )
+
+
+def _problem(user_ids: IntArray, item_ids: IntArray, final: Count) -> str | None:
+    if len(user_ids) != final.interactions:
+        return f"{len(user_ids)} rows"
+    if (np.diff(user_ids) < 0).any():
+        return "not sorted by user"
+    if user_ids.max(initial=0) >= final.users:
+        return f"user id {user_ids.max()}"
+    outside = item_ids[(item_ids < 1) | (item_ids > final.items)]
+    return f"item id {outside[0]}" if len(outside) else None
+
+
+def _read_table(path: Path, columns: list[str]) -> pa.Table:
+    try:
+        return pq.read_table(path, columns=columns)
+    except (OSError, pa.ArrowException) as error:
+        reason = str(error).splitlines()[0]
+        raise DataError(
+            f"{path} does not read as Parquet: {reason}. {_again(path.parent)}"
+        ) from None
+
+
+def _again(folder: Path) -> str:
+    return f"Next: delete {folder} and run mmm4rec prepare again"
 
 
 def _load_modality(

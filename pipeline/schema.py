@@ -146,6 +146,9 @@ def atomic_path(path: Path) -> Iterator[Path]:
             _remove(retired)
         else:
             temporary.replace(path)
+    except Exception as error:
+        error.add_note(f"while writing {path}")  # a full disk does not say which file it was
+        raise
     finally:
         _remove(temporary)
 

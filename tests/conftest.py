@@ -1,3 +1,5 @@
+import json
+import re
 from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler
 
@@ -6,7 +8,6 @@ import torch
 from typer.testing import CliRunner
 
 import cli
-
 from mmm4rec.batch import ItemCatalogue, ModalityFeatures
 from mmm4rec.config import Config, load_config
 from pipeline.datamodule import SequenceDataModule
@@ -144,12 +145,59 @@ def prepare(world, invoke):
 
 
 @pytest.fixture(scope="session")
+def train(invoke):
+    """Run `pretrain` or `finetune` with a model that trains in a moment."""
+    settings = [part for setting in TINY_MODEL for part in ("--set", setting)]
+
+    def run(verb, data_dir, runs_dir, *options):
+        folders = ("--data-dir", data_dir, "--runs-dir", runs_dir)
+        return invoke(verb, *folders, *settings, *options)
+
+    return run
+
+
+@pytest.fixture(scope="session")
 def data_dir(world, prepare, tmp_path_factory):
     """A data folder with all domains of the world prepared; only to be read."""
     folder = tmp_path_factory.mktemp("data")
     for domain in world.domains:
         assert prepare(folder, domain).exit_code == 0
     return folder
+
+
+@pytest.fixture(scope="session")
+def trained(train, data_dir, tmp_path_factory):
+    """Results of undisturbed runs on MiniOffice by verb, their `folder` among them."""
+    runs = tmp_path_factory.mktemp("runs")
+    return {
+        verb: json.loads(train(verb, data_dir, runs, "--domain", "MiniOffice", "--json").stdout)
+        for verb in ("pretrain", "finetune")
+    }
+
+
+@pytest.fixture(scope="session")
+def assert_fails():
+    """Check that a command ended with a code and one line on stderr that matches all patterns."""
+
+    def check(result, code, *patterns):
+        assert result.exit_code == code, result.output
+        assert isinstance(result.exception, SystemExit)
+        assert result.stderr.startswith("error: ")
+        assert result.stderr.count("\n") == 1
+        for pattern in patterns:
+            assert re.search(pattern, result.stderr), result.stderr
+
+    return check
+
+
+@pytest.fixture(scope="session")
+def assert_nothing_half_written():
+    """Check that a folder holds no temporary file."""
+
+    def check(folder):
+        assert [path for path in folder.rglob("*") if ".tmp" in path.name] == []
+
+    return check
 
 
 @pytest.fixture(scope="session")

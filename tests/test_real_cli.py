@@ -1,0 +1,109 @@
+"""The verbs on real data: the folder named by MMM4REC_REAL_DATA."""
+
+import json
+import os
+import time
+from pathlib import Path
+
+import polars as pl
+import pytest
+
+REAL_DATA = os.environ.get("MMM4REC_REAL_DATA")
+
+pytestmark = [
+    pytest.mark.real,
+    pytest.mark.slow,
+    pytest.mark.skipif(REAL_DATA is None, reason="MMM4REC_REAL_DATA names no folder"),
+]
+SMALL = (
+    "model={d_model: 64, d_feed_forward: 64, d_state: 16, head_dim: 32, num_groups: 4}",
+    "trainer={accelerator: cpu, devices: 1}",
+    "data.batch_size=256",
+    "optimizer.lr=0.001",
+)
+MAGAZINES, SCIENTIFIC = "Magazine_Subscriptions", "Scientific"
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("real")
+
+
+@pytest.fixture(scope="module")
+def finetune(invoke, folder):
+    settings = [part for setting in SMALL for part in ("--set", setting)]
+
+    def run(domain, epochs):
+        where = ("--domain", domain, "--data-dir", folder / "data", "--runs-dir", folder / "runs")
+        epochs_set = ("--set", f"trainer.max_epochs={epochs}")
+        return invoke("finetune", *where, *settings, *epochs_set, "--json")
+
+    return run
+
+
+def _counts(result):
+    (card,) = json.loads(result.stdout)
+    return card, [(c["step"], c["users"], c["items"], c["interactions"]) for c in card["counts"]]
+
+
+@pytest.fixture(scope="module")
+def magazines(invoke, folder):
+    """Seconds that the preparation took, and its result."""
+    source = Path(REAL_DATA) / "amazon2018" / MAGAZINES
+    where = ("--domain", MAGAZINES, "--source", source, "--data-dir", folder / "data")
+    started = time.perf_counter()
+    result = invoke(
+        "prepare", *where, "--text-encoder", "minilm", "--image-encoder", "pixels", "--json"
+    )
+    return time.perf_counter() - started, result
+
+
+def test_magazines_are_prepared(magazines, folder):
+    seconds, result = magazines
+    assert result.exit_code == 0, result.stderr
+    card, counts = _counts(result)
+    assert counts[-1] == ("5-core", 284, 126, 1_950)
+    assert [interactions for *_, interactions in counts[:-1]] == [89_689, 88_468, 84_139]
+    assert seconds < 60
+    assert card["images"]["with_url"] == 111
+    items = pl.read_parquet(folder / "data/prepared" / MAGAZINES / "items.parquet")
+    assert (items["image_status"] == "missing").sum() == 126 - 111
+    outcomes = pl.read_parquet(folder / "data/work" / MAGAZINES / "images/outcomes.parquet")
+    assert outcomes["status"].is_in(["ok", "permanent", "temporary"]).all()
+    assert outcomes.filter(pl.col("status") != "ok")["error"].null_count() == 0
+    tried = items.filter(pl.col("image_urls").list.len() > 0)["item_id"]
+    assert set(outcomes["item_id"]) == set(tried)
+
+
+def test_magazines_are_learned_evaluated_and_recommended(magazines, finetune, invoke, folder):
+    tuned = finetune(MAGAZINES, 2)
+    assert tuned.exit_code == 0, tuned.stderr
+    results = json.loads(tuned.stdout)
+    assert (results["protocol"]["users"], results["protocol"]["items"]) == (284, 126)
+    assert 0.05 < results["test"]["recall@10"]["value"] < 1
+    model = ("--ckpt", results["folder"], "--domain", MAGAZINES, "--data-dir", folder / "data")
+    evaluated = invoke("evaluate", *model, "--runs-dir", folder / "runs", "--json")
+    assert json.loads(evaluated.stdout)["test"] == results["test"]
+    user = pl.read_parquet(folder / "data/prepared" / MAGAZINES / "users.parquet")["user"][0]
+    rows = json.loads(invoke("recommend", *model, "--user", user, "--json").stdout)
+    assert len({row["asin"] for row in rows}) == 10
+    assert all(row["title"].strip() for row in rows)
+    assert not any("<" in row["title"] for row in rows)
+
+
+def test_scientific_has_no_times_and_is_learned_without(invoke, finetune, folder):
+    where = ("--source", Path(REAL_DATA) / "scientific", "--data-dir", folder / "data")
+    encoders = ("--text-encoder", "hashing", "--json")
+    prepared = invoke("prepare", "--domain", SCIENTIFIC, *where, *encoders)
+    assert prepared.exit_code == 0, prepared.stderr
+    card, counts = _counts(prepared)
+    assert counts == [("read", 8_442, 4_385, 59_384)]
+    assert (card["time"], card["images"]["ok"]) == (None, 0)
+    assert "image features: none, no item has image" in prepared.stderr
+    again = invoke("prepare", "--domain", SCIENTIFIC, *where, *encoders[:-1])
+    assert "no timestamps: training turns time off" in again.stdout
+    tuned = finetune(SCIENTIFIC, 1)
+    assert "Scientific has no timestamps: time is off (model.use_time=false)" in tuned.stderr
+    results = json.loads(tuned.stdout)
+    assert (results["protocol"]["users"], results["protocol"]["items"]) == (8_442, 4_385)
+    assert results["test"]["recall@10"]["value"] > 10 * 10 / 4_385
