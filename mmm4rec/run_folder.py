@@ -11,25 +11,20 @@ from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from io import BytesIO
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from lightning.fabric.utilities.rank_zero import rank_zero_only
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 
 Echo = Callable[[str], None]
-RunState = Literal["new", "unfinished", "finished"]
 RESULTS = "results.json"
 
 
-def open_run_folder(parent: Path, digest: str, reuse: bool) -> tuple[Path, RunState]:
-    """Find the newest run of this hash that can be taken up, or name a new one."""
-    for folder in sorted(parent.glob(f"*-{digest}"), reverse=True):
-        if not (folder / RESULTS).is_file():
-            return folder, "unfinished"
-        if reuse:
-            return folder, "finished"
-    return new_run_folder(parent, digest), "new"
+def find_run(parent: Path, digest: str, *, finished: bool) -> Path | None:
+    """Return the newest run folder of this hash that has results, or has none."""
+    found = [f for f in parent.glob(f"*-{digest}") if (f / RESULTS).is_file() == finished]
+    return max(found, default=None)
 
 
 def is_main_process() -> bool:

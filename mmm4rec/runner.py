@@ -50,9 +50,10 @@ from mmm4rec.run_folder import (
     Echo,
     atomic_file,
     environment,
+    find_run,
     is_main_process,
     logged,
-    open_run_folder,
+    new_run_folder,
     write_json,
 )
 
@@ -115,25 +116,29 @@ def fit(
     data = _as_run_data(datamodule)
     lock = data.lock()
     digest = config_hash(config, stage, json.dumps(lock), checkpoint.sha256 if checkpoint else "")
-    folder, found = open_run_folder(runs_dir / stage / "+".join(data.domains), digest, reuse)
-    if found == "finished":
-        return Run(folder, json.loads((folder / RESULTS).read_text(encoding="utf-8")))
+    parent = runs_dir / stage / "+".join(data.domains)
+    if reuse and (done := find_run(parent, digest, finished=True)):
+        return Run(done, json.loads((done / RESULTS).read_text(encoding="utf-8")))
+    seed_everything(config.trainer.seed, verbose=False)
+    torch.set_float32_matmul_precision(config.trainer.matmul_precision)
+    use_time = config.model.use_time and data.catalogue.has_time
+    timeless = config.model.use_time and not use_time
+    model_config = config.model.model_copy(update={"use_time": use_time})
+    config = config.model_copy(update={"model": model_config})
+    model = MMM4Rec(config.model, data.catalogue)
+    report = transfer_weights(model, checkpoint, data.catalogue) if checkpoint else None
+    unfinished = find_run(parent, digest, finished=False)
+    folder = unfinished or new_run_folder(parent, digest)
     with logged(folder, echo) as say, _quiet_lightning():
-        seed_everything(config.trainer.seed, verbose=False)
-        config = _without_time(config, data, say)
-        torch.set_float32_matmul_precision(config.trainer.matmul_precision)
-        model = MMM4Rec(config.model, data.catalogue)
-        report = transfer_weights(model, checkpoint, data.catalogue) if checkpoint else None
+        if timeless:
+            names = ", ".join(data.domains)
+            say(f"{names} has no timestamps: time is off (model.use_time=false)")
         if report:
             say(str(report))
         _write_inputs(folder, config, lock, checkpoint)
-        say(f"{'carrying on' if found == 'unfinished' else 'run'} {folder}")
-        return _train(
-            _Job(config, datamodule, data, stage, folder, checkpoint, report),
-            LitRecommender(config, model),
-            say,
-            progress,
-        )
+        say(f"{'carrying on' if unfinished else 'run'} {folder}")
+        job = _Job(config, datamodule, data, stage, folder, checkpoint, report)
+        return _train(job, LitRecommender(config, model), say, progress)
 
 
 def evaluate(
@@ -327,14 +332,6 @@ def _trainer_arguments(config: Config) -> dict[str, Any]:
         "enable_model_summary": False,
         "enable_progress_bar": False,
     }
-
-
-def _without_time(config: Config, data: RunData, say: Echo) -> Config:
-    """Turn time off where the data has none, and say so."""
-    if data.catalogue.has_time or not config.model.use_time:
-        return config
-    say(f"{', '.join(data.domains)} has no timestamps: time is off (model.use_time=false)")
-    return config.model_copy(update={"model": config.model.model_copy(update={"use_time": False})})
 
 
 def _as_run_data(datamodule: Any) -> RunData:

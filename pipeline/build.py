@@ -24,7 +24,7 @@ from pipeline.amazon import read_interactions, read_metadata
 from pipeline.atomic import AtomicFiles, read_atomic
 from pipeline.card import data_card
 from pipeline.domains import name_domain
-from pipeline.encoders import load_image_encoder, load_text_encoder
+from pipeline.encoders import check_encoder, load_image_encoder, load_text_encoder
 from pipeline.features import encode_images, encode_texts
 from pipeline.filtering import drop_exact_duplicates, k_core, keep_items
 from pipeline.images import fetch_images
@@ -89,6 +89,8 @@ class _Preparation:
         return self.config.data.data_dir / "work" / self.domain
 
     def run(self, domain: str, source: str | None) -> Manifest:
+        check_encoder(self.config.features.text, "text")
+        check_encoder(self.config.features.image, "image")
         raw_dir = self.config.data.data_dir / "raw"
         raw = resolve_inputs(domain, source, raw_dir, _say_bytes(self.echo))
         inputs = [

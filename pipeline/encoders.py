@@ -15,13 +15,28 @@ from collections import Counter
 from collections.abc import Sequence
 from functools import cached_property
 from itertools import pairwise
-from typing import Any, Generic, TypeVar
+from pathlib import Path
+from typing import Any, Generic, Literal, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from mmm4rec.errors import ConfigError
+
 Input = TypeVar("Input")
+Modality = Literal["text", "image"]
+
+SIGLIP = "google/siglip-base-patch16-224@7fd15f0689c79d79e38b1c2e2e2370a7bf2761ed"
+MINILM = "sentence-transformers/all-MiniLM-L6-v2@c9745ed1d9f207416be6d2e6f8de32d1f16199bf"
+# Short names, per modality: hub repository and the commit that is meant.
+NAMED = {"text": {"siglip-base": SIGLIP, "minilm": MINILM}, "image": {"siglip-base": SIGLIP}}
+ALTERNATIVES = {
+    "text": "--text-encoder minilm, hashing (needs no model), none, or a folder with a model",
+    "image": "--image-encoder pixels (needs no model), none, or a folder with a model",
+}
+HUB_ID = re.compile(r"(?P<repo>[\w.-]+/[\w.-]+)(@(?P<revision>[\w./-]+))?")
+TRAINING_FREE = {"text": "hashing", "image": "pixels"}
 
 BLANK_SIZE = (200, 200)  # pixels of the white picture, as in the released code
 _WORD = re.compile(r"\w+")
@@ -153,6 +168,21 @@ def unit_length(vectors_NF: NDArray[Any]) -> NDArray[np.float32]:
     lengths_N1 = np.linalg.norm(vectors_NF, axis=1, keepdims=True)
     scaled_NF = vectors_NF / np.where(lengths_N1 > 0, lengths_N1, 1)
     return scaled_NF.astype(np.float32)
+
+
+def check_encoder(name: str, modality: Modality) -> None:
+    """Refuse a name that cannot be an encoder's, before anything long begins.
+
+    Raises:
+        ConfigError: it is no short name, hub id or folder.
+    """
+    known = (*NAMED[modality], TRAINING_FREE[modality], "none")
+    if name in known or (name and Path(name).is_dir()) or HUB_ID.fullmatch(name):
+        return
+    raise ConfigError(
+        f"no {modality} encoder {name!r}: it is neither one of {', '.join(known)} nor a hub id "
+        f"(owner/name) nor a folder. Next: {ALTERNATIVES[modality]}"
+    )
 
 
 def load_text_encoder(name: str, device: str = "auto") -> TextEncoder | None:

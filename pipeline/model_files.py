@@ -6,29 +6,18 @@ Nothing that was downloaded is executed: no code of a repository, no pickled wei
 from __future__ import annotations
 
 import hashlib
-import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import requests
 import torch
 
 from mmm4rec.errors import ConfigError, DataError
+from pipeline.encoders import ALTERNATIVES, HUB_ID, NAMED, Modality, check_encoder
 
-Modality = Literal["text", "image"]
-
-SIGLIP = "google/siglip-base-patch16-224@7fd15f0689c79d79e38b1c2e2e2370a7bf2761ed"
-MINILM = "sentence-transformers/all-MiniLM-L6-v2@c9745ed1d9f207416be6d2e6f8de32d1f16199bf"
-# Short names, per modality: hub repository and the commit that is meant.
-NAMED = {"text": {"siglip-base": SIGLIP, "minilm": MINILM}, "image": {"siglip-base": SIGLIP}}
-ALTERNATIVES = {
-    "text": "--text-encoder minilm, hashing (needs no model), none, or a folder with a model",
-    "image": "--image-encoder pixels (needs no model), none, or a folder with a model",
-}
-HUB_ID = re.compile(r"(?P<repo>[\w.-]+/[\w.-]+)(@(?P<revision>[\w./-]+))?")
 HUB_FILES = ["*.json", "*.txt", "*.model", "model*.safetensors"]
 HUB_TIMEOUT_S = 10.0
 
@@ -105,13 +94,9 @@ def locate(name: str, modality: Modality) -> tuple[Path, str | None]:
         return packaged, None
     if name and Path(name).is_dir():
         return Path(name), None
+    check_encoder(name, modality)
     found = HUB_ID.fullmatch(NAMED[modality].get(name, name))
-    if found is None:
-        known = ", ".join(NAMED[modality])
-        raise ConfigError(
-            f"no {modality} encoder {name!r}: it is neither one of {known} nor a hub id "
-            f"(owner/name) nor a folder. Next: {ALTERNATIVES[modality]}"
-        )
+    assert found is not None
     with loading_errors(name, modality):
         folder = _download(found["repo"], found["revision"])
     return folder, folder.name

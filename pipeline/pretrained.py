@@ -13,9 +13,9 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from pipeline.encoders import ImageEncoder, TextEncoder, unit_length
+from pipeline.encoders import ImageEncoder, Modality, TextEncoder, unit_length
 from pipeline.image_transform import read_image_transform
-from pipeline.model_files import Modality, Pretrained, load_pretrained, loading_errors
+from pipeline.model_files import Pretrained, load_pretrained, loading_errors
 
 MAX_TOKENS = 256  # of a text, where the model would read more
 

@@ -155,7 +155,7 @@ def test_another_core_makes_the_tables_anew_and_asks_for_new_items_only(build, a
 def test_two_encoders_live_side_by_side(build, fake_encoder, asked):
     first, _, folder = build()
     asked.clear()
-    both, lines, _ = build("features.text=other")
+    both, lines, _ = build("features.text=owner/other")
     assert (_redone(lines), asked) == (["text features"], [])
     keys = {(made.modality, made.key) for made in both.features}
     assert keys > {(made.modality, made.key) for made in first.features}
@@ -168,7 +168,7 @@ def test_two_encoders_live_side_by_side(build, fake_encoder, asked):
 
 
 def test_features_of_other_items_are_not_kept(build, fake_encoder):
-    build("features.text=other")
+    build("features.text=owner/other")
     looser, _, folder = build("prepare.k_core=2")
     assert [made.encoder for made in looser.features] == ["hashing", "pixels"]
     assert len(list((folder / "features/text").iterdir())) == 1
@@ -176,7 +176,7 @@ def test_features_of_other_items_are_not_kept(build, fake_encoder):
 
 @pytest.fixture
 def fake_encoder(monkeypatch):
-    """A second text encoder under the name `other`."""
+    """A second text encoder under the name `owner/other`."""
     from pipeline.encoders import HashingTextEncoder, load_text_encoder
 
     class Other(HashingTextEncoder):
@@ -188,7 +188,7 @@ def fake_encoder(monkeypatch):
             return -super()._encode(inputs)
 
     def load(name, device):
-        return Other() if name == "other" else load_text_encoder(name, device)
+        return Other() if name == "owner/other" else load_text_encoder(name, device)
 
     monkeypatch.setattr("pipeline.build.load_text_encoder", load)
 
