@@ -270,9 +270,14 @@ def test_backoff_doubles_and_is_spread(server, make_fetcher):
     fetcher = make_fetcher(attempts=4)
     fetcher.fetch(f"{server.url}/status/500")
     assert len(fetcher.waits) == 3
-    for wait, longest in zip(fetcher.waits, [0.5, 1, 2], strict=True):
-        assert longest / 2 <= wait <= longest
-    assert len({fetching._backoff(f"{n}", 1, None) for n in range(20)}) == 20
+    for attempt, wait in enumerate(fetcher.waits, start=1):
+        longest = 0.25 * 2**attempt
+        drawn = {fetching._backoff(f"{n}", attempt, None) for n in range(20)}
+        assert len(drawn) == 20
+        assert longest / 2 <= min(drawn) <= max(drawn) <= longest
+        # What is left to wait is less by the time that has passed since the answer.
+        expected = fetching._backoff(f"{server.url}/status/500", attempt, None)
+        assert expected - 0.25 < wait <= expected
 
 
 def test_redirects_are_followed(server, make_fetcher):
