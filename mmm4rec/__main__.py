@@ -1,5 +1,6 @@
 """Entry point of the command `mmm4rec`, in a checkout and in an installed wheel."""
 
+import os
 import sys
 from pathlib import Path
 
@@ -13,6 +14,9 @@ def main() -> None:
     bundled = Path(__file__).parent / "_bundled"
     if bundled.is_dir():
         sys.path.insert(0, str(bundled))
+    # libgomp's long spin at barriers makes a step 100 times slower on a busy machine; read by torch.
+    if "OMP_WAIT_POLICY" not in os.environ:
+        os.environ.setdefault("GOMP_SPINCOUNT", "5000")
     from cli import run
 
     run()

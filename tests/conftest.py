@@ -1,3 +1,8 @@
+import os
+
+# The models of the tests are tiny: a second thread only waits, and on a busy machine it waits long.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 import json
 import re
 from collections.abc import Callable
