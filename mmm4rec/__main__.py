@@ -14,7 +14,7 @@ def main() -> None:
     bundled = Path(__file__).parent / "_bundled"
     if bundled.is_dir():
         sys.path.insert(0, str(bundled))
-    # libgomp's long spin at barriers makes a step 100 times slower on a busy machine; read by torch.
+    # libgomp spins long at barriers: on a busy machine a step is then 100 times slower.
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault("GOMP_SPINCOUNT", "5000")
     from cli import run
