@@ -113,8 +113,14 @@ def world(tmp_path_factory):
     built = build_world(tmp_path_factory.mktemp("world"), seed=3, spec=TINY_WORLD)
     with pytest.MonkeyPatch.context() as patch, serve(built):
         patch.setattr("pipeline.synthetic.shop.SLOW_SECONDS", 0.01)
-        patch.setattr("pipeline.fetching.BACKOFF_S", 0.01)
         yield built
+
+
+@pytest.fixture(autouse=True)
+def brief_waits(request, monkeypatch):
+    """Wait only briefly before a flaky picture of the world is asked for again."""
+    if "world" in request.fixturenames:
+        monkeypatch.setattr("pipeline.fetching.BACKOFF_S", 0.01)
 
 
 @pytest.fixture
