@@ -16,7 +16,7 @@ from mmm4rec.errors import ConfigError, Mmm4RecError
 if TYPE_CHECKING:
     from mmm4rec.checkpoint import Checkpoint
     from mmm4rec.config import Config
-    from pipeline.datamodule import SequenceDataModule, Stage
+    from pipeline.datamodule import Stage
 
 FULL = (errno.ENOSPC, errno.EDQUOT)
 NOT_WRITABLE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST)
@@ -184,10 +184,11 @@ def evaluate(
     from mmm4rec.run_folder import new_run_folder
     from mmm4rec.runner import evaluate as run_evaluation
     from mmm4rec.runner import load_model
+    from pipeline.datamodule import SequenceDataModule
 
     checkpoint = read_checkpoint(ckpt)
     settings = _trained_settings(checkpoint, data_dir, set_)
-    data = _data(settings, [domain], "finetune")
+    data = SequenceDataModule.from_config(settings, [domain], "finetune")
     run = run_evaluation(
         settings,
         load_model(checkpoint, data.catalogue),
@@ -221,11 +222,12 @@ def recommend(
     from mmm4rec.checkpoint import read_checkpoint
     from mmm4rec.recommend import recommend as rank_items
     from mmm4rec.runner import load_model
+    from pipeline.datamodule import SequenceDataModule
     from pipeline.prepared import find_history, load_names
 
     checkpoint = read_checkpoint(ckpt)
     settings = _trained_settings(checkpoint, data_dir, [])
-    data = _data(settings, [domain], "finetune")
+    data = SequenceDataModule.from_config(settings, [domain], "finetune")
     model = load_model(checkpoint, data.catalogue)
     names = load_names(settings.data.data_dir, data.domains[0])
     item_ids, timestamps = find_history(data.sequences, names, user=user, history=history)
@@ -293,18 +295,6 @@ def _trained_settings(checkpoint: Checkpoint, data_dir: Path | None, given: list
     return load_config(None, overrides, base=checkpoint.config.as_dict())
 
 
-def _data(settings: Config, domains: list[str], stage: Stage) -> SequenceDataModule:
-    from pipeline.datamodule import SequenceDataModule
-
-    return SequenceDataModule(
-        settings.data,
-        domains,
-        stage=stage,
-        max_len=settings.model.max_len,
-        seed=settings.trainer.seed,
-    )
-
-
 def _fit(
     settings: Config,
     domains: list[str],
@@ -314,10 +304,11 @@ def _fit(
     as_json: bool,
 ) -> None:
     from mmm4rec.runner import fit
+    from pipeline.datamodule import SequenceDataModule
 
     run = fit(
         settings,
-        _data(settings, domains, stage),
+        SequenceDataModule.from_config(settings, domains, stage),
         stage=stage,
         runs_dir=runs_dir,
         checkpoint=checkpoint,

@@ -127,23 +127,13 @@ def _settings(verb: str, folder: Path, seed: int = 0, base: dict[str, Any] | Non
     return load_config(find_preset(preset), overrides, base=values)
 
 
-def _data(settings: Config, domains: list[str], stage: Stage) -> SequenceDataModule:
-    return SequenceDataModule(
-        settings.data,
-        domains,
-        stage=stage,
-        max_len=settings.model.max_len,
-        seed=settings.trainer.seed,
-    )
-
-
 def _fit(folder: Path, domains: list[str], stage: Stage, seed: int, pretrained: Path | None) -> Run:
     checkpoint = read_checkpoint(pretrained) if pretrained else None
     base = architecture(checkpoint.config) if checkpoint else None
     settings = _settings(stage, folder, seed, base)
     return fit(
         settings,
-        _data(settings, domains, stage),
+        SequenceDataModule.from_config(settings, domains, stage),
         stage=stage,
         runs_dir=folder / "runs",
         checkpoint=checkpoint,
@@ -154,7 +144,7 @@ def _fit(folder: Path, domains: list[str], stage: Stage, seed: int, pretrained: 
 
 def _popularity(folder: Path, domain: str) -> Run:
     settings = _settings("finetune", folder)
-    data = _data(settings, [domain], "finetune")
+    data = SequenceDataModule.from_config(settings, [domain], "finetune")
     model = Popularity(data.train_items(), data.catalogue.num_items)
     target = folder / "runs" / "popularity" / domain
     return evaluate(settings, model, data, target, described={"model": POPULARITY})

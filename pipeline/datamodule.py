@@ -10,7 +10,7 @@ import torch
 from lightning import LightningDataModule
 
 from mmm4rec.batch import ItemCatalogue, ModalityFeatures
-from mmm4rec.config import DataConfig
+from mmm4rec.config import Config, DataConfig
 from mmm4rec.errors import DataError
 from pipeline.domains import name_domain
 from pipeline.prepared import PreparedDomain, load_domain
@@ -54,6 +54,17 @@ class SequenceDataModule(LightningDataModule):
         self.max_len = max_len
         self.seed = seed
         self._loaded: tuple[FlatSequences, ItemCatalogue] | None = None
+
+    @classmethod
+    def from_config(cls, config: Config, domains: list[str], stage: Stage) -> SequenceDataModule:
+        """Describe the data of a run by its whole configuration."""
+        return cls(
+            config.data,
+            domains,
+            stage=stage,
+            max_len=config.model.max_len,
+            seed=config.trainer.seed,
+        )
 
     def prepare_data(self) -> None:
         """Check that every domain is there.
