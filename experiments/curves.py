@@ -39,6 +39,7 @@ def draw_curves(panels: dict[str, dict[str, list[Curve]]], metric: str, path: Pa
                 axis.plot(*best, "o", color=colour)
         axis.set_title(domain)
         axis.set_xlabel("epoch")
+        axis.xaxis.get_major_locator().set_params(integer=True)
         axis.grid(alpha=0.3)
         axis.set_ylim(bottom=0)
         axis.legend(title="one line per seed, dot: best epoch", loc="lower right")

