@@ -354,7 +354,8 @@ def test_a_hub_out_of_reach(monkeypatch, tmp_path):
     monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "https://hub.invalid")
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
     with pytest.raises(
-        DataError, match=r"'siglip-base': https://hub\.invalid cannot be reached .*hashing .*, minilm "
+        DataError,
+        match=r"'siglip-base': https://hub\.invalid cannot be reached .*hashing .*, minilm ",
     ):
         load_text_encoder("siglip-base")
 
