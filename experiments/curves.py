@@ -18,7 +18,7 @@ def draw_curves(panels: dict[str, dict[str, list[Curve]]], metric: str, path: Pa
     """Draw one panel per domain: every run thin, its best epoch marked.
 
     Args:
-        panels: per domain, per way of training, the curves of its seeds.
+        panels: per domain, for each of two ways of training, the curves of its seeds.
         metric: what the values are, for the axis.
         path: the PNG to write.
     """
@@ -31,7 +31,7 @@ def draw_curves(panels: dict[str, dict[str, list[Curve]]], metric: str, path: Pa
         1, len(panels), figsize=(5.5 * len(panels), 4), sharey=True, squeeze=False
     )
     for axis, (domain, ways) in zip(axes[0], panels.items(), strict=True):
-        for colour, (way, curves) in zip(("tab:gray", "tab:blue"), ways.items(), strict=False):
+        for colour, (way, curves) in zip(("tab:gray", "tab:blue"), ways.items(), strict=True):
             for index, curve in enumerate(curves):
                 epochs, values = zip(*curve, strict=True)
                 best = max(curve, key=lambda point: point[1])

@@ -194,11 +194,11 @@ def join_domains(parts: list[PreparedDomain]) -> tuple[FlatSequences, ItemCatalo
     first_item = torch.tensor([0, *(part.catalogue.num_items for part in parts)]).cumsum(0)
     first_at = torch.tensor([0, *(len(part.sequences.items_N) for part in parts)]).cumsum(0)
     sequences = FlatSequences(
-        torch.cat([p.sequences.items_N + n for p, n in zip(parts, first_item, strict=False)]),
+        torch.cat([p.sequences.items_N + n for p, n in zip(parts, first_item[:-1], strict=True)]),
         torch.cat([part.sequences.timestamps_N for part in parts]),
         torch.cat(
             [first_at[:1]]
-            + [p.sequences.offsets_U[1:] + n for p, n in zip(parts, first_at, strict=False)]
+            + [p.sequences.offsets_U[1:] + n for p, n in zip(parts, first_at[:-1], strict=True)]
         ),
     )
     features = {

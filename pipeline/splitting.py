@@ -30,14 +30,6 @@ class NumberedTables:
     items: pl.DataFrame
 
 
-def order_interactions(interactions: pl.DataFrame) -> pl.DataFrame:
-    """Sort by user name and then the total order: timestamp, then position in the source file.
-
-    Amazon's times are whole days: for many users the position decides which item is the last.
-    """
-    return interactions.sort("user", "timestamp", "position")
-
-
 def ambiguous_order_share(interactions: pl.DataFrame) -> float:
     """Return the share of users, 0..1, whose last item depends on how ties are broken.
 
@@ -62,6 +54,9 @@ def assign_ids(
     users: Sequence[str] | None = None,
 ) -> NumberedTables:
     """Number items and users, and put the interactions in the total order.
+
+    The total order is timestamp, then position in the source file. Amazon's times are whole days:
+    for many users the position decides which item is the last.
 
     Args:
         interactions: rows in RAW_INTERACTION_SCHEMA that survived the filters.

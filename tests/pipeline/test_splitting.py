@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mmm4rec.errors import DataError
-from pipeline.splitting import ambiguous_order_share, assign_ids, order_interactions
+from pipeline.splitting import ambiguous_order_share, assign_ids
 from pipeline.tables import (
     INTERACTION_SCHEMA,
     ITEM_SCHEMA,
@@ -28,17 +28,6 @@ def _metadata(*asins):
 ROWS = [("v", "B", 30), ("u", "C", 20), ("v", "A", 10), ("u", "A", 20), ("u", "B", 10)]
 
 
-def test_order_is_user_then_time_then_position():
-    ordered = order_interactions(_raw(ROWS))
-    assert ordered.select("user", "asin").rows() == [
-        ("u", "B"),
-        ("u", "C"),
-        ("u", "A"),
-        ("v", "A"),
-        ("v", "B"),
-    ]
-
-
 TRIPLES = st.tuples(st.sampled_from("uvw"), st.sampled_from("ABC"), st.integers(0, 3))
 
 
@@ -46,7 +35,6 @@ TRIPLES = st.tuples(st.sampled_from("uvw"), st.sampled_from("ABC"), st.integers(
 def test_nothing_depends_on_the_order_of_the_rows_given(rows, random):
     table = _raw(rows)
     shuffled = table[random.sample(range(len(rows)), len(rows))]
-    assert order_interactions(shuffled).equals(order_interactions(table))
     one, other = (assign_ids(given, _metadata("A", "B")) for given in (table, shuffled))
     assert one.interactions.equals(other.interactions)
     assert one.users.equals(other.users)
