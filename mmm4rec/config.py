@@ -48,14 +48,21 @@ class Section(BaseModel):
 class PrepareConfig(Section):
     """Raw interactions and metadata to tables."""
 
+    release: Literal["2018", "2023"] = Field(
+        default="2018", description="which Amazon Reviews release the raw files are of"
+    )
     k_core: int = Field(
         default=5, ge=1, description="keep users and items with at least k events, iteratively"
     )
-    duplicates: Literal["exact", "keep"] = Field(
+    duplicates: Literal["exact", "keep", "pair"] = Field(
         default="exact",
-        description="exact: drop rows equal in user, item, rating and time (the authors' policy)",
+        description="exact: drop rows equal in user, item, rating and time (the authors' policy); "
+        "pair: keep a user's first event with an item",
     )
     require_metadata: bool = Field(default=True, description="drop items without a metadata line")
+    require_image: bool = Field(
+        default=False, description="drop items whose image could not be had, then k-core again"
+    )
     text_template: Literal["clean", "official"] = Field(
         default="clean", description="clean: cleaned title, brand, description; official: theirs"
     )
@@ -80,6 +87,14 @@ class ImagesConfig(Section):
         default=64_000_000, ge=1, le=89_478_485, description="pixels of one decoded image"
     )
     max_redirects: int = Field(default=3, ge=0, description="redirects followed per request")
+    size_variants: bool = Field(
+        default=True, description="after an item's URLs, try other sizes that Amazon serves of them"
+    )
+    placeholder_items: int = Field(
+        default=50,
+        ge=0,
+        description="a picture that at least so many items share is a placeholder; 0: none is",
+    )
     allow_private_hosts: bool = Field(
         default=False, description="true: also fetch from private and loopback addresses"
     )
@@ -94,9 +109,18 @@ class FeaturesConfig(Section):
     image: str = Field(
         default="siglip-base", description="encoder of images: a name, a hub id, a path, or none"
     )
+    pooling: Literal["auto", "mean", "cls", "pooler"] = Field(
+        default="auto",
+        description="what of a model's last layer is its output; auto: what the model was made for",
+    )
     batch_size: int = Field(default=32, ge=1, description="items encoded at once")
     shard_size: int = Field(default=2048, ge=1, description="items per Parquet shard")
     device: str = Field(default="auto", description="auto, cpu or cuda")
+    precision: Literal["auto", "32-true", "bf16-true"] = Field(
+        default="auto", description="of the encoders; auto: bf16-true on a GPU that has it"
+    )
+    devices: int = Field(default=1, ge=1, description="processes that encode, on one machine each")
+    num_nodes: int = Field(default=1, ge=1, description="machines that encode")
 
 
 class DataConfig(Section):
