@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -16,6 +17,7 @@ from mmm4rec.errors import ConfigError, Mmm4RecError
 if TYPE_CHECKING:
     from mmm4rec.checkpoint import Checkpoint
     from mmm4rec.config import Config
+    from mmm4rec.official_files import OfficialReport
     from pipeline.datamodule import Stage
 
 FULL = (errno.ENOSPC, errno.EDQUOT)
@@ -108,25 +110,67 @@ def prepare(
     image_encoder: Annotated[
         str | None, typer.Option(help="siglip-base, pixels, none, a hub id or a local path.")
     ] = None,
+    release: Annotated[
+        str | None, typer.Option(help="Amazon Reviews release of the raw files: 2018 or 2023.")
+    ] = None,
     no_images: Annotated[bool, typer.Option("--no-images", help="Fetch no image.")] = False,
+    require_image: Annotated[
+        bool, typer.Option("--require-image", help="Leave out items without an image.")
+    ] = False,
+    retry: Annotated[
+        str | None,
+        typer.Option(help="temporary: ask again for images that failed for the time being."),
+    ] = None,
+    allow_private_hosts: Annotated[
+        bool,
+        typer.Option("--allow-private-hosts", help="Also fetch images from your own network."),
+    ] = False,
+    max_bad_lines: Annotated[
+        int | None,
+        typer.Option(min=0, help="Malformed lines per file that are set aside, not fatal [0]."),
+    ] = None,
+    audit: Annotated[
+        bool, typer.Option("--audit", help="Encode a random sample again and compare.")
+    ] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Say what would be fetched; write nothing.")
+    ] = False,
     config: ConfigFile = None,
     set_: Overrides = [],  # noqa: B006
     as_json: AsJson = False,
 ) -> None:
-    """Turn raw Amazon files into a prepared domain: tables, images, features, data card."""
+    """Turn raw files into a prepared domain: tables, images, features, data card."""
     from pipeline.build import prepare_domain
     from pipeline.card import format_card
+    from pipeline.dry_run import plan_domain
 
+    if retry not in (None, "temporary"):
+        raise ConfigError(f"--retry {retry}: allowed is temporary")
     shortcuts = {
         "data.data_dir": data_dir,
+        "prepare.release": release,
+        "prepare.require_image": require_image or None,
+        "prepare.max_bad_lines": max_bad_lines,
         "features.text": text_encoder,
         "features.image": image_encoder,
         "images.enabled": False if no_images else None,
+        "images.allow_private_hosts": allow_private_hosts or None,
     }
     settings = _load("prepare", config, _overrides(shortcuts, set_))
+    if dry_run:
+        plans = [plan_domain(name, settings, source=source) for name in domain]
+        _print_plans(plans, as_json)
+        return
     cards = []
     for name in domain:
-        manifest = prepare_domain(name, settings, source=source, echo=_say(as_json))
+        manifest = prepare_domain(
+            name,
+            settings,
+            source=source,
+            retry_temporary=retry == "temporary",
+            audit=audit,
+            echo=_say(as_json),
+        )
         cards.append(manifest.card)
         if not as_json:
             typer.echo(format_card(manifest.card))
@@ -257,6 +301,46 @@ def recommend(
         typer.echo(f"{row['rank']:>3}  {row['score']:>8.3f}  {row['asin']}  {row['title'][:70]}")
 
 
+@app.command("import-official")
+def import_official(
+    file: Annotated[Path, typer.Argument(help="A checkpoint file of the authors' code.")],
+    config: Annotated[Path, typer.Option(help="Their settings, YAML or JSON.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder or .safetensors to write.")],
+    domain: Annotated[
+        str | None,
+        typer.Option(help="A prepared domain, whose items the file's item tables are of."),
+    ] = None,
+    data_dir: DataDir = None,
+    as_json: AsJson = False,
+) -> None:
+    """Turn the authors' weights into a checkpoint of ours, without running what they pickled."""
+    from mmm4rec.config import load_config
+    from mmm4rec.official_files import import_official as import_file
+    from pipeline.datamodule import SequenceDataModule
+
+    catalogue = None
+    if domain:
+        settings = load_config(None, _overrides({"data.data_dir": data_dir}, []))
+        data = SequenceDataModule.from_config(settings, [domain], "finetune")
+        catalogue, domain = data.catalogue, data.domains[0]
+    _print_report(import_file(file, config, out, catalogue=catalogue, domain=domain), as_json)
+
+
+@app.command("export-official")
+def export_official(
+    ckpt: Annotated[Path, typer.Argument(help="Folder of a run, or its .safetensors file.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="File to write.")],
+    light: Annotated[
+        bool, typer.Option("--light", help="Without optimizer, epoch and score.")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Write a model of `fidelity: official` in the layout of the authors' code."""
+    from mmm4rec.official_files import export_official as export_file
+
+    _print_report(export_file(ckpt, out, layout="light" if light else "full"), as_json)
+
+
 @app.command()
 def demo(
     folder: Annotated[Path, typer.Option(help="Everything is written here.")] = Path("demo"),
@@ -316,6 +400,20 @@ def _fit(
         progress=sys.stderr.isatty() and not as_json,
     )
     _print_results(run.results, run.folder, as_json)
+
+
+def _print_report(report: OfficialReport, as_json: bool) -> None:
+    typer.echo(json.dumps(asdict(report), indent=2, default=str) if as_json else str(report))
+
+
+def _print_plans(plans: list[dict[str, Any]], as_json: bool) -> None:
+    from pipeline.dry_run import format_plan
+
+    if as_json:
+        typer.echo(json.dumps(plans, indent=2))
+        return
+    for plan in plans:
+        typer.echo(format_plan(plan))
 
 
 def _say(as_json: bool) -> Any:

@@ -15,6 +15,25 @@ from torch import Tensor
 
 PADDING_ID = 0
 
+# Scores of a piece of a batch against all items: what stays in a CPU's cache, what fills a GPU.
+SCORES_AT_ONCE = {"cpu": 1 << 21, "cuda": 1 << 27}
+# However large the catalogue: fewer rows would leave the products without work per item read.
+LEAST_ROWS_AT_ONCE = 128
+
+
+def rows_at_once(items_ID: Tensor) -> int:
+    """Return how many users are scored against all of `items_ID` at once.
+
+    A batch with more is taken in pieces, so that batch times items is never held in memory.
+
+    >>> rows_at_once(torch.zeros(1 << 13, 2))
+    256
+    >>> rows_at_once(torch.zeros(1 << 19, 2))
+    128
+    """
+    budget = SCORES_AT_ONCE.get(items_ID.device.type, SCORES_AT_ONCE["cpu"])
+    return max(LEAST_ROWS_AT_ONCE, budget // max(1, len(items_ID)))
+
 
 @dataclass(frozen=True)
 class SequenceBatch:

@@ -75,12 +75,20 @@ class ImagesConfig(Section):
     """How product images are fetched."""
 
     enabled: bool = Field(default=True, description="false: no request is made")
+    engine: Literal["local", "ray"] = Field(
+        default="local", description="ray: on a Ray cluster that shares the data folder"
+    )
+    workers: int = Field(
+        default=4, ge=1, description="Ray: tasks at once; they share the allowed rate"
+    )
     connections: int = Field(default=16, ge=1, le=256, description="requests under way at once")
     rate_per_host: float = Field(default=20.0, gt=0, description="requests per second and host")
     timeout_s: float = Field(default=15.0, gt=0, description="seconds for one request")
     attempts: int = Field(default=3, ge=1, le=10, description="tries per URL (temporary errors)")
     host_failures: int = Field(
-        default=8, ge=1, description="connection failures in a row after which a host is left alone"
+        default=8,
+        ge=1,
+        description="URLs in a row without an answer after which a host is probed, then left alone",
     )
     max_bytes: int = Field(default=16_000_000, ge=1, description="bytes of one image file")
     max_pixels: int = Field(
@@ -119,7 +127,12 @@ class FeaturesConfig(Section):
     precision: Literal["auto", "32-true", "bf16-true"] = Field(
         default="auto", description="of the encoders; auto: bf16-true on a GPU that has it"
     )
-    devices: int = Field(default=1, ge=1, description="processes that encode, on one machine each")
+    engine: Literal["local", "ray"] = Field(
+        default="local", description="ray: on a Ray cluster that shares the data folder"
+    )
+    devices: int = Field(
+        default=1, ge=1, description="processes that encode on each machine; Ray: in all"
+    )
     num_nodes: int = Field(default=1, ge=1, description="machines that encode")
 
 
@@ -254,6 +267,33 @@ class TrainerConfig(Section):
     accelerator: Literal["auto", "cpu", "gpu"] = Field(default="auto")
     devices: int | Literal["auto"] = Field(default="auto")
     seed: int = Field(default=2020, ge=0)
+    checkpoint_minutes: float = Field(
+        default=5.0,
+        ge=0,
+        description="minutes between points inside an epoch from which a run can be carried on; "
+        "0: one after every optimizer step",
+    )
+
+
+class WatchConfig(Section):
+    """What is watched while a model trains; nothing here changes a result."""
+
+    non_finite: bool = Field(
+        default=True,
+        description="stop at a loss or gradient that is not finite, and save the batch and weights",
+    )
+    throughput: bool = Field(
+        default=True, description="samples per second and peak memory of each epoch"
+    )
+    dying_parameters: bool = Field(
+        default=True,
+        description="gradient, weights and weight decay of each part of the model, once an epoch; "
+        "a part that dies is named in the log",
+    )
+    alignment: bool = Field(
+        default=False,
+        description="distance between the modalities behind each TiSSD, on one validation batch",
+    )
 
 
 class EvaluationConfig(Section):
@@ -284,6 +324,7 @@ class Config(Section):
     optimizer: OptimizerConfig = Field(default=OptimizerConfig())
     trainer: TrainerConfig = Field(default=TrainerConfig())
     evaluation: EvaluationConfig = Field(default=EvaluationConfig())
+    watch: WatchConfig = Field(default=WatchConfig())
 
     @model_validator(mode="before")
     @classmethod
@@ -322,9 +363,16 @@ def architecture(config: Config) -> dict[str, Any]:
     return {"fidelity": config.fidelity, "model": model}
 
 
+_UNNAMED = {"checkpoint_minutes"}
+
+
 def config_hash(config: Config, *parts: str) -> str:
-    """Return 10 hex digits that name a configuration and whatever else `parts` says."""
-    text = json.dumps([config.as_dict(), *parts], sort_keys=True)
+    """Return 10 hex digits that name a configuration and whatever else `parts` says.
+
+    What changes no result (what is watched, how often a run is saved) changes no name either.
+    """
+    values = config.model_dump(mode="json", exclude={"watch": True, "trainer": _UNNAMED})
+    text = json.dumps([values, *parts], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:10]
 
 

@@ -3,7 +3,8 @@
 Mmm4RecError
  |- ConfigError      a setting is unknown, malformed or contradicts another
  |- DataError        raw or prepared data is missing, malformed or does not match
- `- CheckpointError  weights do not fit the model or the item set
+ |- CheckpointError  weights do not fit the model or the item set
+ `- DivergenceError  a loss or gradient is not finite
 """
 
 
@@ -21,3 +22,7 @@ class DataError(Mmm4RecError, ValueError):
 
 class CheckpointError(Mmm4RecError, ValueError):
     """Weights do not fit the model or the item set."""
+
+
+class DivergenceError(Mmm4RecError, ArithmeticError):
+    """A loss or gradient is not finite."""

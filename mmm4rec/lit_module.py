@@ -11,6 +11,7 @@ from typing import Any, Protocol, cast
 import torch
 from lightning import LightningModule
 from torch import Tensor, nn
+from torchmetrics import Metric
 
 from mmm4rec.batch import SequenceBatch
 from mmm4rec.config import Config
@@ -35,6 +36,32 @@ class Recommender(Protocol):
         """Return scores_BI."""
 
 
+class MeanLoss(Metric):
+    """The mean loss of an epoch's samples, whose sums survive an interruption."""
+
+    is_differentiable = False
+    higher_is_better = False
+    full_state_update = False
+
+    total: Tensor
+    samples: Tensor
+
+    def __init__(self) -> None:
+        """Begin with no sample."""
+        super().__init__()
+        self.add_state("total", torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
+        self.add_state("samples", torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
+
+    def update(self, loss: Tensor, samples: int) -> None:
+        """Add the mean loss of so many samples."""
+        self.total += loss.detach().double() * samples
+        self.samples += samples
+
+    def compute(self) -> Tensor:
+        """Return the mean, float64."""
+        return self.total / self.samples
+
+
 class LitRecommender(LightningModule):
     """Cross-entropy training and full-catalogue ranking of a Recommender."""
 
@@ -44,6 +71,7 @@ class LitRecommender(LightningModule):
         self.save_hyperparameters({"config": config.as_dict()})
         self.config = config
         self.model = model
+        self.train_loss = MeanLoss()
         self.val_metrics = RankingMetrics(config.evaluation.cutoffs)
         self.test_metrics = RankingMetrics(config.evaluation.cutoffs)
         self._items_ID: Tensor | None = None
@@ -52,6 +80,20 @@ class LitRecommender(LightningModule):
     def recommender(self) -> Recommender:
         """The model, as what it can do."""
         return cast(Recommender, self.model)
+
+    def on_train_start(self) -> None:
+        """Undo what loading does to NAdam's running product: it takes on the weights' type, device.
+
+        On a GPU it would be waited for once per weight; in float64 it would be another number.
+        """
+        optimizer = self.optimizers(use_pl_optimizer=False)
+        assert isinstance(optimizer, torch.optim.Optimizer)
+        for state in optimizer.state.values():
+            state["mu_product"] = state["mu_product"].to(state["step"])
+
+    def on_train_epoch_start(self) -> None:
+        """Forget the loss of the epoch before, which its checkpoint still holds."""
+        self.train_loss.reset()
 
     def on_train_batch_start(self, batch: SequenceBatch, batch_idx: int) -> None:
         """Make dropout a function of seed, epoch and batch, so that a resumed run repeats it."""
@@ -76,9 +118,8 @@ class LitRecommender(LightningModule):
                 batch.targets_B,
                 padding_candidate=settings.padding_candidate == "scored",
             )
-        self.log(
-            "train/loss", loss, on_step=False, on_epoch=True, batch_size=len(batch), sync_dist=True
-        )
+        self.train_loss.update(loss, len(batch))
+        self.log("train/loss", self.train_loss, on_step=False, on_epoch=True)
         return loss * self._accumulation_weight(batch_idx)
 
     def on_validation_epoch_start(self) -> None:
@@ -102,6 +143,18 @@ class LitRecommender(LightningModule):
     def on_test_epoch_end(self) -> None:
         """Log the metrics of all processes' users."""
         self._log_metrics("test", self.test_metrics, reset=False)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Add the sums of the training loss of an epoch that is under way, over all processes."""
+        with self.train_loss.sync_context():
+            loss = self.train_loss
+            checkpoint["train_loss"] = {"total": float(loss.total), "samples": int(loss.samples)}
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Take the sums of the training loss, on one process."""
+        if self.global_rank == 0:
+            for name, value in checkpoint["train_loss"].items():
+                getattr(self.train_loss, name).fill_(value)
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """Return NAdam with coupled L2, on the parameters that the config names."""

@@ -1,6 +1,6 @@
 """Exact full-catalogue ranking metrics, with ties in expectation.
 
-Shape letters: B batch, I items with the padding item 0.
+Shape letters: B batch, R rows of a piece, D d_model, I items with the padding item 0.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from torch import Tensor
 from torchmetrics import Metric
 from torchmetrics.utilities import dim_zero_cat
 
-from mmm4rec.batch import PADDING_ID
+from mmm4rec.batch import PADDING_ID, rows_at_once
 
 
 class TargetRank(NamedTuple):
@@ -60,6 +60,32 @@ def target_rank(
     better_B = (candidates_BI > target_scores_B1).sum(1)
     tied_B = (candidates_BI == target_scores_B1).sum(1) - 1
     return TargetRank(better_B, tied_B)
+
+
+def catalogue_rank(
+    user_BD: Tensor, items_ID: Tensor, targets_B: Tensor, *, padding_candidate: bool = False
+) -> TargetRank:
+    """Return `target_rank` of `user_BD @ items_ID.T` without ever holding all scores.
+
+    Args:
+        user_BD: (B, D).
+        items_ID: (I, D), row 0 the padding item.
+        targets_B: target ids, int64, 1..I-1.
+        padding_candidate: whether row 0 is ranked like an item (the authors' code does).
+
+    Raises:
+        ValueError: a score is not finite.
+
+    >>> catalogue_rank(torch.ones(1, 1), torch.tensor([[9.0], [1.0], [3.0]]), torch.tensor([1]))
+    TargetRank(better_B=tensor([1]), tied_B=tensor([0]))
+    """
+    step = rows_at_once(items_ID)
+    pieces = [
+        target_rank(user_RD @ items_ID.T, targets_R, padding_candidate=padding_candidate)
+        for user_RD, targets_R in zip(user_BD.split(step), targets_B.split(step), strict=True)
+    ]
+    better, tied = zip(*pieces, strict=True)
+    return TargetRank(torch.cat(better), torch.cat(tied))
 
 
 def recall(rank: TargetRank, cutoff: int) -> Tensor:

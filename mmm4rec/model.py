@@ -3,11 +3,13 @@
 Multi-modal mamba for sequential recommendation, arXiv:2506.02916. Every difference between the
 authors' released code and what is right is a field of `ModelConfig`.
 
-Shape letters: B batch, L length, N item ids, I items with the padding item 0, D d_model.
+Shape letters: B batch, R rows of a piece, L length, T positions of all pieces, N item ids,
+I items with the padding item 0, D d_model.
 """
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
 
 from mmm4rec.batch import ItemCatalogue, SequenceBatch
@@ -21,6 +23,8 @@ from mmm4rec.ops.precision import at_least_float32, full_precision
 
 # Parameters under this prefix have one row per item and fit only the catalogue they were made for.
 DOMAIN_BOUND_PREFIX = "item_encoder.item_bias."
+# Histories that a CPU reads at once: their hidden states stay in its cache.
+ROWS_AT_ONCE = 128
 
 
 class MMM4Rec(nn.Module):
@@ -64,14 +68,29 @@ class MMM4Rec(nn.Module):
                 f"the batch has sequences of {length} items, the model reads at most "
                 f"{self.max_len} (model.max_len). Next: --set model.max_len={length}"
             )
-        streams = self.item_encoder(batch.items_BL)
-        time = (
-            self.time_encoder(batch.timestamps_BL, batch.lengths_B) if self.time_encoder else None
+        pieces = split_by_length(batch.lengths_B, length)
+        items_T = torch.cat(
+            [batch.items_BL[rows_R, :longest].flatten() for rows_R, longest in pieces]
         )
+        sizes = [len(rows_R) * longest for rows_R, longest in pieces]
+        streams = zip(*(x_TD.split(sizes) for x_TD in self.item_encoder(items_T)), strict=True)
+        users = [
+            self._read(
+                [x_TD.unflatten(0, (-1, longest)) for x_TD in piece],
+                batch.timestamps_BL[rows_R],
+                batch.lengths_B[rows_R],
+            )
+            for piece, (rows_R, longest) in zip(streams, pieces, strict=True)
+        ]
+        order_B = torch.cat([rows_R for rows_R, _ in pieces])
+        return torch.cat(users)[order_B.argsort()]
+
+    def _read(self, streams: list[Tensor], timestamps_BL: Tensor, lengths_B: Tensor) -> Tensor:
+        time = self.time_encoder(timestamps_BL, lengths_B) if self.time_encoder else None
         *inner, last = self.layers
         for layer in inner:
             streams, time = layer(streams, time)
-        streams, _ = last(streams, time, batch.lengths_B - 1)
+        streams, _ = last(streams, time, lengths_B - 1)
         user_BD: Tensor = streams[-1]
         return user_BD
 
@@ -87,6 +106,25 @@ class MMM4Rec(nn.Module):
         """Return scores_BI: one matrix product, in float32 at least."""
         with full_precision(user_BD):
             return at_least_float32(user_BD) @ at_least_float32(items_ID).mT
+
+
+def split_by_length(lengths_B: Tensor, width: int) -> list[tuple[Tensor, int]]:
+    """Return rows of a batch that are read together, and how many positions they need.
+
+    On a CPU rows of like length go together and only as far as their longest: most histories are
+    much shorter than a batch is wide. A GPU reads all rows at once, it would wait for more work.
+
+    Args:
+        lengths_B: number of real items in each row.
+        width: number of positions in the batch.
+
+    >>> split_by_length(torch.tensor([3, 1, 2]), width=9)
+    [(tensor([1, 2, 0]), 3)]
+    """
+    if lengths_B.is_cuda or torch.compiler.is_compiling():
+        return [(torch.arange(len(lengths_B), device=lengths_B.device), width)]
+    pieces = lengths_B.argsort(stable=True).split(ROWS_AT_ONCE)
+    return [(rows_R, int(lengths_B[rows_R[-1]])) for rows_R in pieces]
 
 
 def weight_decay_parameters(model: nn.Module) -> set[str]:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import platform
+import shutil
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -17,8 +19,11 @@ import torch
 from lightning.fabric.utilities.rank_zero import rank_zero_only
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 
+from mmm4rec.errors import ConfigError
+
 Echo = Callable[[str], None]
 RESULTS = "results.json"
+WAIT_S = 60  # until the folder of the main process must be seen; it may still read its data
 
 
 def find_run(parent: Path, digest: str, *, finished: bool) -> Path | None:
@@ -28,20 +33,51 @@ def find_run(parent: Path, digest: str, *, finished: bool) -> Path | None:
 
 
 def is_main_process() -> bool:
-    """Return whether this process is the one of a distributed run that writes and speaks."""
-    return getattr(rank_zero_only, "rank", 0) == 0
+    """Return whether this process is the one of a distributed run that writes and speaks.
+
+    Before there is a Trainer, Lightning knows the place of a process on its own machine only.
+    """
+    first_machine = int(os.environ.get("NODE_RANK", os.environ.get("GROUP_RANK", "0"))) == 0
+    return first_machine and _rank() == 0
+
+
+def _rank() -> int:
+    return int(getattr(rank_zero_only, "rank", 0))
 
 
 def new_run_folder(parent: Path, digest: str) -> Path:
-    """Make a folder named by the time and what it is a run of.
+    """Return a folder, not made yet, named by the time and what it is a run of."""
+    return parent / f"{datetime.now(UTC):%Y%m%dT%H%M%S.%fZ}-{digest}"
 
-    Lightning starts the other processes of a run after the main one has made its folder: they
-    join it.
+
+def open_run(parent: Path, digest: str) -> tuple[Path, bool]:
+    """Return the folder of a run and whether it was begun before: the unfinished one, or a new one.
+
+    Only the main process names and makes a folder. All others, on whatever machine and however
+    they were started, wait until they see it.
+
+    Raises:
+        ConfigError: they do not see it.
     """
     if not is_main_process():
-        return max(parent.glob(f"*-{digest}"))
-    folder = parent / f"{datetime.now(UTC):%Y%m%dT%H%M%S.%fZ}-{digest}"
+        return _wait_for_run(parent, digest), True
+    if unfinished := find_run(parent, digest, finished=False):
+        return unfinished, True
+    folder = new_run_folder(parent, digest)
     folder.mkdir(parents=True)
+    return folder, False
+
+
+def _wait_for_run(parent: Path, digest: str) -> Path:
+    until = time.monotonic() + WAIT_S
+    while (folder := find_run(parent, digest, finished=False)) is None:
+        if time.monotonic() > until:
+            raise ConfigError(
+                f"process {_rank()} saw no new folder {parent}/*-{digest} of the main "
+                f"process in {WAIT_S} seconds. Next: give all machines one --runs-dir that they "
+                "share, the same data and the same settings"
+            )
+        time.sleep(0.1)
     return folder
 
 
@@ -77,6 +113,30 @@ def atomic_file(path: Path) -> Iterator[Path]:
         raise
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def whole_folder(path: Path) -> Iterator[Path]:
+    """Yield a temporary folder whose files come to `path` if the block succeeds, or else nowhere.
+
+    On other processes than the main one nothing comes of it.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary.mkdir(parents=True, exist_ok=True)
+    try:
+        yield temporary
+        if is_main_process():
+            _move_into_place(temporary, path)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _move_into_place(temporary: Path, path: Path) -> None:
+    if not path.exists():
+        temporary.rename(path)
+        return
+    for file in temporary.iterdir():
+        file.replace(path / file.name)
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -24,13 +24,14 @@ import pyarrow.parquet as pq
 import torch
 import yaml
 from lightning import LightningDataModule, Trainer, seed_everything
-from lightning.pytorch.callbacks import ModelCheckpoint, RichProgressBar
 from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.plugins.precision import DoublePrecision
 from lightning.pytorch.trainer.states import TrainerStatus
 from torch import Tensor, nn
 
 from mmm4rec.batch import ItemCatalogue
-from mmm4rec.callbacks import EpochHistory, PatientStopping
+from mmm4rec.callbacks.chosen import BEST_CHECKPOINT, LAST_CHECKPOINT, choose_callbacks
+from mmm4rec.callbacks.history import EpochHistory, summarise_epochs
 from mmm4rec.checkpoint import (
     MODEL_FILE,
     Checkpoint,
@@ -53,13 +54,12 @@ from mmm4rec.run_folder import (
     find_run,
     is_main_process,
     logged,
-    new_run_folder,
+    open_run,
+    whole_folder,
     write_json,
 )
 
 RANKS = "ranks.parquet"
-_LAST = "last.ckpt"
-_BEST = "best.ckpt"
 
 
 class RunData(Protocol):
@@ -97,7 +97,7 @@ def fit(
     """Train a model, keep its best epoch, and test it where the stage has a test split.
 
     An interrupted run of the same configuration, data and checkpoint is carried on from its last
-    whole epoch.
+    checkpoint, and ends as if nothing had interrupted it.
 
     Args:
         config: all settings.
@@ -112,6 +112,8 @@ def fit(
     Raises:
         CheckpointError: the checkpoint does not fit.
         DataError: there is nothing to train on.
+        DivergenceError: a loss or gradient is not finite.
+        ConfigError: another process than the main one does not see the run folder.
     """
     data = _as_run_data(datamodule)
     lock = data.lock()
@@ -125,10 +127,9 @@ def fit(
     timeless = config.model.use_time and not use_time
     model_config = config.model.model_copy(update={"use_time": use_time})
     config = config.model_copy(update={"model": model_config})
-    model = MMM4Rec(config.model, data.catalogue)
+    model = _build_model(config, data.catalogue)
     report = transfer_weights(model, checkpoint, data.catalogue) if checkpoint else None
-    unfinished = find_run(parent, digest, finished=False)
-    folder = unfinished or new_run_folder(parent, digest)
+    folder, unfinished = open_run(parent, digest)
     with logged(folder, echo) as say, _quiet_lightning():
         if timeless:
             names = ", ".join(data.domains)
@@ -155,17 +156,18 @@ def evaluate(
         config: all settings.
         model: a Recommender (see `lit_module`).
         datamodule: a LightningDataModule that is also a RunData.
-        folder: where to write; made if needed.
+        folder: where to write; made, if needed, with the results in it.
         described: added to the results: what was evaluated.
     """
-    folder.mkdir(parents=True, exist_ok=True)
     with _quiet_lightning():
         lit = LitRecommender(config, model)
         trainer = Trainer(**_trainer_arguments(config), logger=False)
         with _interruptible(trainer):
             trainer.test(lit, datamodule=datamodule, verbose=False)
-    results = {**described, **_test_results(config, lit.test_metrics, folder, datamodule)}
-    write_json(folder / RESULTS, results)
+    with whole_folder(folder) as unfinished:
+        tested = _test_results(config, lit.test_metrics, unfinished, datamodule)
+        results = {**described, **tested}
+        write_json(unfinished / RESULTS, results)
     return Run(folder, results)
 
 
@@ -175,9 +177,15 @@ def load_model(checkpoint: Checkpoint, catalogue: ItemCatalogue) -> MMM4Rec:
     Raises:
         CheckpointError: the checkpoint is of another item set or other encoders.
     """
-    model = MMM4Rec(checkpoint.config.model, catalogue)
+    model = _build_model(checkpoint.config, catalogue)
     load_weights(model, checkpoint, catalogue)
     return model.eval()
+
+
+def _build_model(config: Config, catalogue: ItemCatalogue) -> MMM4Rec:
+    model = MMM4Rec(config.model, catalogue)
+    # Lightning converts after it has loaded a checkpoint: that would round the weights.
+    return model.double() if config.trainer.precision == "64-true" else model
 
 
 @dataclass(frozen=True)
@@ -193,27 +201,8 @@ class _Job:
 
 def _train(job: _Job, lit: LitRecommender, say: Echo, progress: bool) -> Run:
     config, folder = job.config, job.folder
-    checkpoints = folder / "checkpoints"
     history = EpochHistory(
         folder / "metrics.csv", config.trainer.monitor, None if progress else say
-    )
-    stopping = PatientStopping(
-        config.trainer.monitor, mode="max", patience=config.trainer.early_stopping_patience
-    )
-    # Two files: Lightning's own `save_last` follows the best epoch, not the last.
-    to_resume = ModelCheckpoint(
-        checkpoints,
-        filename=Path(_LAST).stem,
-        save_on_train_epoch_end=True,
-        enable_version_counter=False,
-    )
-    to_keep = ModelCheckpoint(
-        checkpoints,
-        filename=Path(_BEST).stem,
-        monitor=config.trainer.monitor,
-        mode="max",
-        save_on_train_epoch_end=True,
-        enable_version_counter=False,
     )
     trainer = Trainer(
         **{**_trainer_arguments(config), "enable_progress_bar": progress},
@@ -221,25 +210,20 @@ def _train(job: _Job, lit: LitRecommender, say: Echo, progress: bool) -> Run:
         accumulate_grad_batches=config.trainer.accumulate_grad_batches,
         num_sanity_val_steps=0,
         logger=TensorBoardLogger(folder, name="tensorboard", version=""),
-        callbacks=[
-            history,
-            stopping,
-            to_keep,
-            to_resume,
-            *([RichProgressBar()] if progress else []),
-        ],
-        plugins=[AtomicCheckpointIO()],
+        callbacks=choose_callbacks(
+            config.trainer, config.watch, history, folder, say, progress=progress
+        ),
         default_root_dir=folder,
     )
-    last = checkpoints / _LAST
+    last = folder / LAST_CHECKPOINT
     started = time.perf_counter()
     with _interruptible(trainer):
         resumed = last if last.is_file() else None
         trainer.fit(lit, datamodule=job.datamodule, ckpt_path=resumed, weights_only=True)
     seconds = time.perf_counter() - started
-    best = torch.load(checkpoints / _BEST, map_location="cpu", weights_only=True)
+    best = torch.load(folder / BEST_CHECKPOINT, map_location="cpu", weights_only=True)
     lit.load_state_dict(best["state_dict"])
-    epochs = _epoch_summary(history, config.trainer.monitor)
+    epochs = summarise_epochs(history.rows, config.trainer.monitor)
     training = {
         "stage": job.stage,
         "domains": job.data.domains,
@@ -264,21 +248,6 @@ def _train(job: _Job, lit: LitRecommender, say: Echo, progress: bool) -> Run:
         results |= _test_results(config, lit.test_metrics, folder, job.datamodule)
     write_json(folder / RESULTS, results)
     return Run(folder, results)
-
-
-def _epoch_summary(history: EpochHistory, monitor: str) -> dict[str, Any]:
-    best = history.best
-    assert best is not None
-    seconds = [row["seconds"] for row in history.rows]
-    return {
-        "monitor": monitor,
-        "best_validation": best[monitor],
-        "best_epoch": int(best["epoch"]),
-        "best_step": int(best["step"]),
-        "epochs": len(history.rows),
-        "seconds_to_best": round(sum(seconds[: int(best["epoch"])]), 2),
-        "seconds_per_epoch": round(sum(seconds) / len(seconds), 3),
-    }
 
 
 def _test_results(
@@ -324,14 +293,23 @@ def _write_ranks(path: Path, users: Tensor, rank: TargetRank) -> None:
 
 def _trainer_arguments(config: Config) -> dict[str, Any]:
     settings = config.trainer
+    double = settings.precision == "64-true"
     return {
         "accelerator": settings.accelerator,
         "devices": settings.devices,
-        "precision": settings.precision,
+        "precision": None if double else settings.precision,
+        "plugins": [AtomicCheckpointIO(), *([_DoublePrecision()] if double else [])],
         "use_distributed_sampler": False,
         "enable_model_summary": False,
         "enable_progress_bar": False,
     }
+
+
+class _DoublePrecision(DoublePrecision):
+    """Lightning's, which cannot convert a frozen batch; ours holds whole numbers only."""
+
+    def convert_input(self, data: Any) -> Any:
+        return data
 
 
 def _as_run_data(datamodule: Any) -> RunData:

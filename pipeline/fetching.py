@@ -22,12 +22,12 @@ from urllib3.exceptions import (
 
 from mmm4rec.config import ImagesConfig
 from pipeline.connections import FetchError, check_url, open_session
+from pipeline.hosts import HOST_UNREACHABLE, REFUSALS, Host, HostSilentError
 
 REDIRECTS = frozenset({301, 302, 303, 307, 308})
 ERROR_NAMES = {403: "forbidden", 404: "not_found", 410: "gone", 429: "rate_limited"}
 TEMPORARY_CODES = frozenset({408, 425, 429})  # and every 5xx
 CHUNK = 65_536  # bytes
-BURST_S = 0.25  # a host may be asked at once what its rate allows in this time, seconds
 BACKOFF_S = 0.5  # before the first repetition; doubles each time, seconds
 MAX_RETRY_AFTER_S = 60.0  # a server that wants more is left for another run, seconds
 
@@ -48,6 +48,8 @@ class Fetched:
         attempts: how often the URL was asked.
         final_url: the URL after redirects.
         seconds: how long it took, waiting included.
+        doubted: the host, where it may be the host that failed and not the URL: nobody else has
+            had a useful answer from it since. None where it is certain.
     """
 
     body: bytes
@@ -57,48 +59,11 @@ class Fetched:
     attempts: int
     final_url: str
     seconds: float
-
-
-class Host:
-    """Pace and health of one host, shared by all threads.
-
-    The pace is a token bucket that holds `BURST_S` seconds' worth of tokens, kept as the time at
-    which it would be full again.
-    """
-
-    def __init__(self, rate: float, max_failures: int) -> None:
-        """Args: rate in requests per second; failures in a row after which it is unreachable."""
-        self._interval = 1 / rate
-        self._max_failures = max_failures
-        self._full_at = 0.0
-        self._failures = 0
-        self._lock = threading.Lock()
-
-    @property
-    def is_unreachable(self) -> bool:
-        """Whether the host is left alone."""
-        return self._failures >= self._max_failures
-
-    def reserve(self, now: float) -> float:
-        """Take a token; return the seconds to wait until it may be used."""
-        with self._lock:
-            starts_at = max(now, self._full_at)
-            self._full_at = starts_at + self._interval
-            return max(0.0, starts_at - BURST_S - now)
-
-    def pause(self, now: float, seconds: float) -> None:
-        """Let nobody ask for a while."""
-        with self._lock:
-            self._full_at = max(self._full_at, now + seconds + BURST_S)
-
-    def record(self, *, answered: bool) -> None:
-        """Count a failure to answer, or forget those before an answer."""
-        with self._lock:
-            self._failures = 0 if answered else self._failures + 1
+    doubted: Host | None = None
 
 
 class Fetcher:
-    """Fetches URLs from any number of threads."""
+    """Fetches URLs from any number of threads, on no more than so many connections at once."""
 
     def __init__(
         self, config: ImagesConfig, sleep: Callable[[float], object] | None = None
@@ -111,6 +76,8 @@ class Fetcher:
         """
         self._config = config
         self._session = open_session(config.connections, config.allow_private_hosts)
+        # Who waits for its turn or before a repetition has no connection.
+        self._slots = threading.BoundedSemaphore(config.connections)
         self._stopped = threading.Event()
         self._sleep = sleep or self._stopped.wait
         self._hosts: dict[str, Host] = {}
@@ -120,44 +87,72 @@ class Fetcher:
         """Let no further request begin."""
         self._stopped.set()
 
+    def wait(self, seconds: float) -> None:
+        """Wait, unless and until `stop` is called.
+
+        Raises:
+            InterruptedFetchError: `stop` was called.
+        """
+        if seconds > 0:
+            self._sleep(seconds)
+        if self._stopped.is_set():
+            raise InterruptedFetchError("stopped")
+
     def close(self) -> None:
         """Close the idle connections."""
         self._session.close()
+
+    def host_of(self, url: str) -> Host:
+        """Return pace and health of the host that a URL names."""
+        return self._named(check_url(url, allow_private_hosts=True))
 
     def fetch(self, url: str) -> Fetched:
         """Ask for a URL, again where the failure is temporary; a failure is a result.
 
         Raises:
             InterruptedFetchError: `stop` was called.
+            HostSilentError: a host that must be asked is left alone for now.
         """
         started = time.monotonic()
         attempts = 0
         while True:
-            attempts += 1
             try:
-                body, final_url = self._follow(url)
+                body, final_url = self._follow(url, is_first=attempts == 0)
+            except HostSilentError as silent:
+                silent.attempts = attempts
+                raise
             except FetchError as failure:
-                if attempts < self._config.attempts and self._is_worth_repeating(failure):
-                    self._wait(_backoff(url, attempts, failure.retry_after))
+                attempts += failure.error != HOST_UNREACHABLE
+                if attempts < self._config.attempts and _is_worth_repeating(failure):
+                    self.wait(_backoff(url, attempts, failure.retry_after))
                     continue
-                attempts -= failure.error == "host_unreachable"
-                error, code, final_url = failure.error, failure.http_code, failure.url or url
                 seconds = time.monotonic() - started
-                return Fetched(b"", error, failure.temporary, code, attempts, final_url, seconds)
+                return self._failed(failure, url, attempts, seconds)
             seconds = time.monotonic() - started
-            return Fetched(body, None, False, requests.codes.ok, attempts, final_url, seconds)
+            return Fetched(body, None, False, requests.codes.ok, attempts + 1, final_url, seconds)
 
-    def _is_worth_repeating(self, failure: FetchError) -> bool:
-        too_long = (failure.retry_after or 0) > MAX_RETRY_AFTER_S
-        unreachable = failure.host is not None and self._host(failure.host).is_unreachable
-        return failure.temporary and not too_long and not unreachable
+    def _failed(self, failure: FetchError, url: str, attempts: int, seconds: float) -> Fetched:
+        doubted = None
+        if failure.host is not None and (failure.unreachable or failure.http_code in REFUSALS):
+            host = self._named(failure.host)
+            doubted = None if host.is_well else host
+        return Fetched(
+            b"",
+            failure.error,
+            failure.temporary,
+            failure.http_code,
+            attempts,
+            failure.url or url,
+            seconds,
+            doubted,
+        )
 
-    def _follow(self, url: str) -> tuple[bytes, str]:
+    def _follow(self, url: str, is_first: bool) -> tuple[bytes, str]:
         for _ in range(self._config.max_redirects + 1):
             host = None
             try:
                 host = check_url(url, self._config.allow_private_hosts)
-                target, body = self._ask(url, self._host(host))
+                target, body = self._ask(url, self._named(host), is_first)
             except FetchError as failure:
                 failure.url, failure.host = url, host
                 raise
@@ -166,31 +161,42 @@ class Fetcher:
             url = target
         raise FetchError("too_many_redirects")
 
-    def _ask(self, url: str, host: Host) -> tuple[str | None, bytes]:
+    def _ask(self, url: str, host: Host, is_first: bool) -> tuple[str | None, bytes]:
         """Make one request; return where it redirects to, or None and the body."""
-        if host.is_unreachable:
-            raise FetchError("host_unreachable", temporary=True)
-        self._wait(host.reserve(time.monotonic()))
-        deadline = time.monotonic() + self._config.timeout_s
-        try:
-            response = self._send(url, deadline)
-        except FetchError as failure:
-            if failure.unreachable:
-                host.record(answered=False)
-            raise
-        host.record(answered=True)
-        with response:
-            location = response.headers.get("Location")
-            if response.status_code in REDIRECTS and location:
-                return _redirect_target(url, location), b""
-            failed = _failure(response)
-            if failed is None:
-                return None, self._read(response, deadline)
+        is_probe = host.enter(time.monotonic())
+        self.wait(host.reserve(time.monotonic()))
+        with self._slots:
+            self.wait(0)  # the slot may have come after `stop`
+            began = time.monotonic()
+            try:
+                response = self._send(url, began)
+            except FetchError as failure:
+                if not failure.unreachable:
+                    host.record_nothing(is_probe=is_probe)
+                else:
+                    host.record_failure(failure.error, began, is_first=is_first, is_probe=is_probe)
+                raise
+            with response:
+                if response.status_code in REFUSALS:
+                    host.record_refusal(response.status_code, began, is_probe=is_probe)
+                else:
+                    host.record_answer(began)
+                return self._take(url, response, host, began)
+
+    def _take(
+        self, url: str, response: requests.Response, host: Host, began: float
+    ) -> tuple[str | None, bytes]:
+        location = response.headers.get("Location")
+        if response.status_code in REDIRECTS and location:
+            return _redirect_target(url, location), b""
+        failed = _failure(response)
+        if failed is None:
+            return None, self._read(response, began + self._config.timeout_s)
         if failed.retry_after:
             host.pause(time.monotonic(), min(failed.retry_after, MAX_RETRY_AFTER_S))
         raise failed
 
-    def _send(self, url: str, deadline: float) -> requests.Response:
+    def _send(self, url: str, began: float) -> requests.Response:
         timeout = self._config.timeout_s
         try:
             return self._session.get(url, stream=True, timeout=timeout, allow_redirects=False)
@@ -198,7 +204,7 @@ class Fetcher:
             raise FetchError("bad_url") from None
         except (RequestException, HTTPError) as error:
             name = "connection"
-            if isinstance(error, requests.Timeout) or time.monotonic() >= deadline:
+            if isinstance(error, requests.Timeout) or time.monotonic() >= began + timeout:
                 name = "timeout"
             elif isinstance(error, requests.exceptions.SSLError):
                 name = "tls"
@@ -224,18 +230,17 @@ class Fetcher:
             raise FetchError("truncated", temporary=True, http_code=code)
         return bytes(body)
 
-    def _host(self, name: str) -> Host:
+    def _named(self, name: str) -> Host:
         with self._hosts_lock:
             if name not in self._hosts:
                 config = self._config
-                self._hosts[name] = Host(config.rate_per_host, config.host_failures)
+                self._hosts[name] = Host(name, config.rate_per_host, config.host_failures)
             return self._hosts[name]
 
-    def _wait(self, seconds: float) -> None:
-        if seconds > 0:
-            self._sleep(seconds)
-        if self._stopped.is_set():
-            raise InterruptedFetchError("stopped")
+
+def _is_worth_repeating(failure: FetchError) -> bool:
+    is_too_long = (failure.retry_after or 0) > MAX_RETRY_AFTER_S
+    return failure.temporary and not is_too_long and failure.error != HOST_UNREACHABLE
 
 
 def _redirect_target(url: str, location: str) -> str:

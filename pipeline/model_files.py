@@ -16,7 +16,15 @@ import requests
 import torch
 
 from mmm4rec.errors import ConfigError, DataError
-from pipeline.encoders import ALTERNATIVES, HUB_ID, NAMED, Modality, check_encoder
+from pipeline.encoders import (
+    ALTERNATIVES,
+    HUB_ID,
+    NAMED,
+    EncoderSpec,
+    Modality,
+    Precision,
+    check_encoder,
+)
 
 HUB_FILES = ["*.json", "*.txt", "*.model", "model*.safetensors"]
 HUB_TIMEOUT_S = 10.0
@@ -32,6 +40,7 @@ class Pretrained:
         revision: commit of the hub repository; None where it did not come from there.
         model: the transformers model, without gradient, on its device.
         weights: hash of the weights, however they are named or stored.
+        has_pooler: whether a pooler, where the architecture has one, was in the files.
     """
 
     name: str
@@ -39,6 +48,7 @@ class Pretrained:
     revision: str | None
     model: Any
     weights: str
+    has_pooler: bool
 
     @property
     def model_type(self) -> str:
@@ -51,22 +61,30 @@ class Pretrained:
         return torch.device(self.model.device)
 
 
-def load_pretrained(name: str, modality: Modality, device: str) -> Pretrained:
-    """Find a model and load it; in bfloat16 on a GPU, in float32 elsewhere.
+def load_pretrained(spec: EncoderSpec) -> Pretrained:
+    """Find a model and load it onto its device, in its precision.
 
     Raises:
         ConfigError: no such name, folder or device.
         DataError: the hub cannot be reached or has no such model, or its files are unusable.
     """
-    target = resolve_device(device)
+    name, modality = spec.name, spec.modality
+    target = resolve_device(spec.device)
     folder, revision = locate(name, modality)
     with loading_errors(name, modality):
         model, missing = _read_model(folder)
     weights = _hash_weights(model, missing)
-    dtype = torch.bfloat16 if target.type == "cuda" else torch.float32
+    dtype = torch.bfloat16 if is_bfloat16(spec.precision, target) else torch.float32
     model.eval().requires_grad_(False).to(device=target, dtype=dtype)
     shown = folder.name if revision is None and name not in NAMED[modality] else name
-    return Pretrained(shown, folder, revision, model, weights)
+    return Pretrained(shown, folder, revision, model, weights, has_pooler=not missing)
+
+
+def is_bfloat16(precision: Precision, device: torch.device) -> bool:
+    """Whether a model computes in bfloat16 on a device; `auto` does where the GPU has it."""
+    if precision == "auto":
+        return device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+    return precision == "bf16-true"
 
 
 def resolve_device(device: str) -> torch.device:

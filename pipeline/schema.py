@@ -72,7 +72,7 @@ class Manifest(Plain):
 
     format_version: int
     domain: str
-    source_format: str = Field(description="amazon2018 or atomic")
+    source_format: str = Field(description="amazon2018, amazon2023, atomic or released")
     inputs: list[InputFile]
     parameters: dict[str, Any]
     versions: dict[str, str]

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from mmm4rec.batch import SequenceBatch
+from mmm4rec.errors import DataError
 
 TargetTime = Literal["hidden", "leaked"]
 
@@ -104,7 +105,8 @@ class BatchLoader:
     """Iterates over batches; the order is a function of (seed, epoch) and of nothing else.
 
     Lightning calls `set_epoch` on a loader's `sampler`, so the loader is its own, and looks at
-    `batch_sampler`, of which it has none.
+    `batch_sampler`, of which it has none. Its position is three whole numbers, so that an epoch
+    can be carried on in its middle.
     """
 
     def __init__(
@@ -144,6 +146,8 @@ class BatchLoader:
         self._shuffle_seed = shuffle_seed
         self._rank = rank
         self._world_size = world_size
+        self._batch = 0
+        self._carry_on = (0, 0)
 
     def set_epoch(self, epoch: int) -> None:
         """Choose the epoch whose order the next iteration follows."""
@@ -155,11 +159,37 @@ class BatchLoader:
         return -(-mine // self._batch_size)
 
     def __iter__(self) -> Iterator[SequenceBatch]:
-        """Yield the batches of the epoch."""
+        """Yield the batches of the epoch, once without those before a loaded position."""
         mine = self._targets_at[self._order()[self._rank : self._used() : self._world_size]]
-        for first in range(0, len(mine), self._batch_size):
+        for batch in range(self._first_batch(), len(self)):
+            self._batch = batch + 1
+            first = batch * self._batch_size
             targets_at_B = mine[first : first + self._batch_size]
             yield self._sequences.gather(targets_at_B, self._max_len, self._target_time)
+
+    def state_dict(self) -> dict[str, int | None]:
+        """Return the position: the seed of the order, the epoch, and its batches yielded so far."""
+        return {"seed": self._shuffle_seed, "epoch": self.epoch, "batch": self._batch}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Let the next iteration, if it is of the same epoch, begin behind a position.
+
+        Raises:
+            DataError: the position is one in another order.
+        """
+        if state_dict["seed"] != self._shuffle_seed:
+            raise DataError(
+                f"the position is one in the order of seed {state_dict['seed']}, the batches come "
+                f"in that of seed {self._shuffle_seed}. Next: --set trainer.seed="
+                f"{state_dict['seed']}"
+            )
+        self._carry_on = (state_dict["epoch"], state_dict["batch"])
+        self.epoch, self._batch = self._carry_on
+
+    def _first_batch(self) -> int:
+        epoch, batch = self._carry_on
+        self._carry_on = (0, 0)
+        return batch if epoch == self.epoch else 0
 
     def _used(self) -> int:
         total = len(self._targets_at)

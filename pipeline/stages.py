@@ -61,6 +61,24 @@ def finished_stage(folder: Path, key: str) -> dict[str, Any] | None:
         return None
 
 
+def unfinish_stage(folder: Path) -> None:
+    """Let the next `run_stage` do the work again."""
+    (folder / STAGE_FILE).unlink(missing_ok=True)
+
+
+def say_share(echo: Echo, stage: str) -> Callable[[int, int], None]:
+    """Return what says every tenth of the way, given how many are done and how many there are."""
+    said = [0]
+
+    def say(done: int, total: int) -> None:
+        tenth = 10 * done // max(total, 1)
+        if tenth > said[0]:
+            said[0] = tenth
+            echo(f"{stage}: {done:,} of {total:,}")
+
+    return say
+
+
 def stage_key(inputs: Any) -> str:
     """Hash plain data."""
     return hashlib.sha256(json.dumps(inputs, sort_keys=True).encode()).hexdigest()[:16]

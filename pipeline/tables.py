@@ -21,7 +21,8 @@ ITEM_SCHEMA: dict[str, Any] = {
     "brand": pl.String,
     "text": pl.String,
     "image_urls": pl.List(pl.String),
-    "image_status": pl.String,  # ok, missing (no URL), or the error class of the last URL tried
+    # ok, placeholder, missing (no URL), or the error class of the item's last own URL
+    "image_status": pl.String,
 }
 
 # What the readers of raw formats hand to the filters: one row per line of the ratings file ...
@@ -40,6 +41,9 @@ METADATA_SCHEMA: dict[str, Any] = {
     "text": pl.String,
     "image_urls": pl.List(pl.String),
 }
+
+
+RAW_ITEMS = "items_without_images.parquet"  # of the tables stage: ITEM_SCHEMA, no image_status
 
 
 def write_parquet(table: pl.DataFrame, path: Path) -> None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import html
 import re
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 Template = Literal["clean", "official"]
 
@@ -22,6 +22,7 @@ _MAX_PARTS = 64  # of a list
 _ESCAPES = 4  # entities are escaped up to twice in the data; each round also frees tags
 _HUGE_REFERENCE = re.compile(r"&#[xX]?[0-9a-fA-F]{8,};?")  # int() refuses thousands of digits
 _INVISIBLE = re.compile(r"[\u200b\u200e\u200f\u202a-\u202e\u2060\ufeff\ufffd\ud800-\udfff]")
+_REPLACEMENT = "\ufffd"  # the one invisible character that Python calls printable
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 _SCRIPT = re.compile(r"<(script|style)\b.*?(?:</\1\s*>|\Z)|<!--.*?(?:-->|\Z)", re.I | re.S)
 _TAG = re.compile(r"</?[a-zA-Z][^<>]*>")
@@ -76,17 +77,34 @@ def cut(text: str, max_chars: int) -> str:
     return words if space else text[:max_chars]
 
 
-def item_text(asin: str, record: Mapping[str, Any], template: Template) -> str:
-    """Return the text that the encoder reads; never empty.
+class ItemText(NamedTuple):
+    """What an item says: title and brand cleaned, possibly empty; text never empty."""
+
+    title: str
+    brand: str
+    text: str
+
+
+def describe_item(asin: str, record: Mapping[str, Any], template: Template) -> ItemText:
+    """Return the title and the brand of an item, and the text that the encoder reads.
 
     Args:
         asin: the item's name.
-        record: its metadata as published; a field may be missing or of another type.
+        record: title, brand, category, feature and description as published; each may be missing
+            or of another type.
         template: `clean`: title, brand, description; where there is no title, brand, category,
             features and description. `official`: as the authors' released code writes it,
             which describes missing fields by their empty values and cleans nothing.
     """
-    return official_text(asin, record) if template == "official" else _clean_text(asin, record)
+    title, brand = clean_title(record.get("title")), clean_brand(record.get("brand"))
+    is_official = template == "official"
+    text = official_text(asin, record) if is_official else _clean_text(asin, title, brand, record)
+    return ItemText(title, brand, text)
+
+
+def item_text(asin: str, record: Mapping[str, Any], template: Template) -> str:
+    """Return the text that the encoder reads, as `describe_item`; never empty."""
+    return describe_item(asin, record, template).text
 
 
 def official_text(asin: str, record: Mapping[str, Any]) -> str:
@@ -109,8 +127,7 @@ def encodable(text: str) -> str:
     return text.encode("utf-8", "replace").decode("utf-8")
 
 
-def _clean_text(asin: str, record: Mapping[str, Any]) -> str:
-    title, brand = clean_title(record.get("title")), clean_brand(record.get("brand"))
+def _clean_text(asin: str, title: str, brand: str, record: Mapping[str, Any]) -> str:
     fields = ["description"] if title else ["category", "feature", "description"]
     details = [
         clean(record.get(name), MAX_CHARS[name], ", " if name == "category" else " ")
@@ -131,13 +148,25 @@ def _as_text(value: Any) -> str:
 
 def _clean_part(text: str, max_chars: int) -> str:
     text = text[: 4 * max_chars]  # markup is not text: read more than is kept
+    if _may_have_markup(text):
+        text = _show(text)
+    if not text.isprintable() or _REPLACEMENT in text:
+        text = _CONTROL.sub(" ", _INVISIBLE.sub("", text))
+    return " ".join(text.split())
+
+
+def _may_have_markup(text: str) -> bool:
+    return "&" in text or "<" in text
+
+
+def _show(text: str) -> str:
     text = _HUGE_REFERENCE.sub(" ", text)
     for _ in range(_ESCAPES):
         before = text
         text = _strip_markup(html.unescape(text))
-        if text == before:
+        if text == before or not _may_have_markup(text):
             break
-    return " ".join(_CONTROL.sub(" ", _INVISIBLE.sub("", text)).split())
+    return text
 
 
 def _strip_markup(text: str) -> str:

@@ -71,7 +71,7 @@ def test_a_metadata_line_that_is_not_json(
     lines.insert(2, b'{"asin": "B000000001", "title": \n')
     metadata.write_bytes(gzip.compress(b"".join(lines)))
     where = f"{re.escape(str(metadata))}:3: not JSON"
-    assert_fails(prepare_copy(), 1, where, "Next: .*--set prepare.max_bad_lines=N")
+    assert_fails(prepare_copy(), 1, where, "Next: .*--max-bad-lines N")
     assert prepare_copy("--set", "prepare.max_bad_lines=1").exit_code == 0
     shutil.rmtree(tmp_path / "data/prepared")
     metadata.write_bytes(whole)

@@ -6,6 +6,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mmm4rec.config import ModelConfig
+from mmm4rec.layers.dropout import Dropout
 from mmm4rec.layers.linear import Linear
 from mmm4rec.layers.norm import LayerNorm
 
@@ -18,7 +19,7 @@ class FeedForward(nn.Module):
         self.fc1 = Linear(config.d_model, config.d_feed_forward)
         self.fc2 = Linear(config.d_feed_forward, config.d_model)
         self.norm = LayerNorm(config.d_model, eps=config.norm_eps)
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = Dropout(config.dropout)
 
     def forward(self, x_BLD: Tensor) -> Tensor:
         """Transform each position, (..., D)."""

@@ -1,10 +1,11 @@
 """From item ids to vectors: what the sequence reads, and the candidates it is scored against.
 
-Shape letters: N item ids, I items with the padding item 0, F raw feature width, B batch,
-L length, D d_model.
+Shape letters: N item ids, I items with the padding item 0, F raw feature width, D d_model.
 """
 
 from __future__ import annotations
+
+import functools
 
 import torch
 from torch import Tensor, nn
@@ -13,9 +14,12 @@ from torch.nn import functional as F
 from mmm4rec.batch import PADDING_ID, ItemCatalogue, ModalityFeatures
 from mmm4rec.config import ModelConfig
 from mmm4rec.errors import ConfigError
+from mmm4rec.layers.dropout import Dropout
 from mmm4rec.layers.linear import INIT_STD, Linear
 from mmm4rec.layers.norm import LayerNorm
-from mmm4rec.ops.precision import at_least_float32
+from mmm4rec.ops.frozen import ROWS_AT_ONCE, frozen_linear
+from mmm4rec.ops.pieces import in_pieces
+from mmm4rec.ops.precision import at_least_float32, full_precision
 
 
 class ModalityEncoder(nn.Module):
@@ -58,7 +62,7 @@ class ModalityEncoder(nn.Module):
         if self.adapter is None:
             assert self.missing is not None
             return self.missing.expand(len(present_N), -1)
-        x_ND: Tensor = self.adapter(rows(self.values_IF, ids_N).to(self.adapter.weight.dtype))
+        x_ND = frozen_linear(self.values_IF, ids_N, self.adapter.weight, self.adapter.bias)
         if self.missing is None:
             return x_ND
         return torch.where(present_N[:, None], x_ND, self.missing)
@@ -114,14 +118,18 @@ class ItemEncoder(nn.Module):
                 for name in (catalogue.features if config.use_item_bias else ())
             }
         )
-        self.dropout = nn.Dropout(config.item_dropout)
+        self.dropout = Dropout(config.item_dropout)
 
-    def forward(self, items_BL: Tensor) -> list[Tensor]:
-        """Return one (B, L, D) stream per modality; padding is an item like any other."""
+    def forward(self, items_N: Tensor) -> list[Tensor]:
+        """Return one (..., D) stream per modality; padding is an item like any other.
+
+        Args:
+            items_N: item ids, int64, of any shape.
+        """
         # Padding and popular items stand at many positions: each is encoded once.
-        ids_N, place_BL = items_BL.unique(return_inverse=True)
+        ids_N, place_N = items_N.unique(return_inverse=True)
         return [
-            norm(self.dropout(self.encode(name, ids_N)[place_BL]))
+            norm(self.dropout(self.encode(name, ids_N)[place_N]))
             for name, norm in self.norms.items()
         ]
 
@@ -130,11 +138,20 @@ class ItemEncoder(nn.Module):
 
         The sum over modalities of unit vectors, divided by the temperature.
         """
-        units = [
-            F.normalize(at_least_float32(self.encode(name, ids_N)), dim=-1, eps=self.eps)
-            for name in self.modalities
-        ]
-        return torch.stack(units).sum(0) / self.temperature
+        if torch.is_grad_enabled():
+            return self._candidates(ids_N)
+        # No modality has to exist as a whole where nothing is kept for a backward pass.
+        if ids_N is None:
+            present_I = next(iter(self.modalities.values())).get_buffer("present_I")
+            ids_N = torch.arange(len(present_I), device=present_I.device)
+        pieces = ids_N.split(ROWS_AT_ONCE)
+        return torch.cat([self._candidates(piece_N) for piece_N in pieces])
+
+    def _candidates(self, ids_N: Tensor | None) -> Tensor:
+        vectors = [at_least_float32(self.encode(name, ids_N)) for name in self.modalities]
+        with full_precision(vectors[0]):
+            add = functools.partial(_unit_sum, eps=self.eps, temperature=self.temperature)
+            return in_pieces(add, vectors, ())
 
     def encode(self, name: str, ids_N: Tensor | None) -> Tensor:
         """Return the (N, D) vectors of one modality: adapter and item bias."""
@@ -142,6 +159,11 @@ class ItemEncoder(nn.Module):
         if name not in self.item_bias:
             return x_ND
         return x_ND + rows(self.item_bias[name], ids_N)
+
+
+def _unit_sum(*vectors_ND: Tensor, eps: float, temperature: float) -> Tensor:
+    first_ND, *others = (F.normalize(x_ND, dim=-1, eps=eps) for x_ND in vectors_ND)
+    return sum(others, start=first_ND) / temperature
 
 
 def _check_name(name: str) -> None:

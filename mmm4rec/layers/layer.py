@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from mmm4rec.config import ModelConfig
 from mmm4rec.layers.co_ti_ssd import TiCoSSD
+from mmm4rec.layers.dropout import Dropout
 from mmm4rec.layers.feed_forward import build_feed_forward
 from mmm4rec.layers.fourier import FourierFilter
 from mmm4rec.layers.gated_ssd import at_position
@@ -29,7 +30,7 @@ class Fusion(nn.Module):
         self.co_ssd = TiCoSSD(config, use_time=use_time)
         self.norm = LayerNorm(config.d_model, eps=config.norm_eps)
         self.feed_forward = build_feed_forward(config)
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = Dropout(config.dropout)
 
     def forward(
         self,
@@ -78,7 +79,7 @@ class Layer(nn.Module):
         self.fusions = nn.ModuleDict(
             {name: Fusion(config, use_time=use_time) for name in modalities[1:]}
         )
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = Dropout(config.dropout)
 
     def forward(
         self, streams: list[Tensor], time: TimeSignal | None, last_B: Tensor | None = None

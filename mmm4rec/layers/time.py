@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mmm4rec.config import ModelConfig
+from mmm4rec.layers.dropout import Dropout
 from mmm4rec.layers.linear import CausalConv, Linear
 from mmm4rec.layers.norm import PositionNorm
 from mmm4rec.ops.precision import at_least_float32, full_precision
@@ -79,7 +80,7 @@ class TimeEncoder(nn.Module):
         self.num_modalities = num_modalities
         self.gaps = config.time_gaps
         self.masked = config.time_norm == "real_positions"
-        self.dropout = config.time_dropout
+        self.dropout = Dropout(config.time_dropout)
         self.norm = PositionNorm(config.max_len, eps=config.norm_eps)
 
     def forward(self, timestamps_BL: Tensor, lengths_B: Tensor) -> TimeSignal:
@@ -98,10 +99,9 @@ class TimeEncoder(nn.Module):
         else:
             gaps_BL = second_gaps(timestamps_BL).to(dtype)
         # Under dropout each modality draws its own mask; otherwise one signal serves all.
-        apart = self.training and self.dropout > 0
+        apart = self.training and self.dropout.p > 0
         gaps_SBL = gaps_BL.expand(self.num_modalities if apart else 1, -1, -1)
-        gaps_SBL = F.dropout(gaps_SBL, self.dropout, self.training)
-        signal_SBL = self.norm(gaps_SBL, mask_BL if self.masked else None)
+        signal_SBL = self.norm(self.dropout(gaps_SBL), mask_BL if self.masked else None)
         return TimeSignal(
             values_SBHL=signal_SBL[:, :, None].expand(-1, -1, self.num_heads, -1),
             mask_BHL=mask_BL[:, None] if self.masked else None,
@@ -121,7 +121,7 @@ class TimeScale(nn.Module):
         self.fc2 = Linear(config.max_len, config.max_len)
         self.conv1 = CausalConv(channels=config.num_heads, width=config.d_conv)
         self.conv2 = CausalConv(channels=config.num_heads, width=config.d_conv)
-        self.dropout = nn.Dropout(config.time_dropout)
+        self.dropout = Dropout(config.time_dropout)
 
     def forward(self, signal_BHL: Tensor) -> Tensor:
         """Return r_BLH from (..., H, L), which is 0 at padding if padding must not matter."""
@@ -142,7 +142,7 @@ class TimeGate(nn.Module):
         super().__init__()
         self.fc = Linear(config.max_len, config.max_len if config.per_position_time_gate else 1)
         self.norm = PositionNorm(config.max_len, eps=config.norm_eps)
-        self.dropout = nn.Dropout(config.time_dropout)
+        self.dropout = Dropout(config.time_dropout)
 
     def forward(self, signal_BHL: Tensor, r_BLH: Tensor, mask_BHL: Tensor | None) -> Tensor:
         """Return the updated signal, (..., H, L)."""

@@ -72,7 +72,11 @@ class _InPieces(torch.autograd.Function):
             for x, need in zip(ctx.saved_tensors, wanted, strict=True)
         ]
         num_batched, rows = ctx.num_batched, ctx.rows
-        grads = [torch.zeros_like(x, memory_format=torch.contiguous_format) for x in inputs]
+        asked = [i for i, need in enumerate(wanted) if need]
+        grads = [
+            torch.zeros_like(x, memory_format=torch.contiguous_format) if x.requires_grad else x
+            for x in inputs
+        ]
         for start in range(0, len(grad_output), rows):
             piece = slice(start, start + rows)
             leaves = [
@@ -81,7 +85,6 @@ class _InPieces(torch.autograd.Function):
             ]
             with torch.enable_grad():
                 output = ctx.function(*leaves)
-            asked = [i for i, need in enumerate(wanted) if need]
             found = torch.autograd.grad(output, [leaves[i] for i in asked], grad_output[piece])
             for i, grad in zip(asked, found, strict=True):
                 target = grads[i][piece] if i < num_batched else grads[i]

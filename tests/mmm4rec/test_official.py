@@ -1,11 +1,13 @@
+import re
+
 import pytest
 import torch
 
 from mmm4rec.batch import ItemCatalogue, ModalityFeatures
-from mmm4rec.config import ModelConfig
-from mmm4rec.errors import CheckpointError, ConfigError
+from mmm4rec.errors import CheckpointError
 from mmm4rec.model import MMM4Rec
-from mmm4rec.official import from_official, official_model_config, to_official
+from mmm4rec.official import from_official, to_official
+from mmm4rec.official_settings import official_model_config
 
 SETTINGS = {
     "hidden_size": 8,
@@ -41,47 +43,23 @@ def build(**changes):
     return model, config
 
 
-def test_settings():
-    assert official_model_config(SETTINGS) == ModelConfig(
-        d_model=8,
-        d_feed_forward=12,
-        num_layers=2,
-        d_state=4,
-        num_groups=2,
-        head_dim=4,
-        max_len=6,
-        item_dropout=0.1,
-        dropout=0.2,
-        time_dropout=0.3,
-        temperature=0.5,
-        norm_eps=1e-12,
-        skip="scaled_by_step",
-        time_gaps="seconds",
-        time_norm="all_positions",
-        time_scale="tanhshrink",
-        missing_modality="white",
-    )
-
-
-def test_settings_that_are_missing_or_refused():
-    with pytest.raises(ConfigError, match=r"lack hidden_size, max_len\. Next: add them"):
-        official_model_config(
-            {k: v for k, v in SETTINGS.items() if k not in ("hidden_size", "max_len")}
-        )
-    with pytest.raises(ConfigError, match=r"item_mm_fusion is 'dynamic_shared' \(allowed: static"):
-        official_model_config({**SETTINGS, "item_mm_fusion": "dynamic_shared"})
-    with pytest.raises(ConfigError, match=r"official settings: inner_size: Input should be"):
-        official_model_config({**SETTINGS, "inner_size": 0})
-    with pytest.raises(ConfigError, match=r"official settings: sizes: .*head_dim \(5\) must"):
-        official_model_config({**SETTINGS, "head_dim": 5})
-
-
 @pytest.mark.parametrize(
     "changes",
-    [{}, {"is_time": False}, {"is_modality_bias": False}, {"is_ffn": False}, {"num_layers": 1}],
+    [
+        {},
+        {"is_time": False},
+        {"is_modality_bias": False},
+        {"is_ffn": False},
+        {"num_layers": 1},
+        {"num_layers": 3, "inner_size": 7},
+        {"p2p_residual": True, "max_len": 9},
+        {"n_groups": 1, "d_state": 5, "d_conv": 3},
+        {"hidden_size": 12, "expand": 3, "head_dim": 6, "n_groups": 3},
+    ],
     ids=str,
 )
 def test_there_and_back(changes):
+    """Every name and shape that is expected is that of a real model."""
     model, config = build(**changes)
     theirs = to_official(model.state_dict(), config)
     ours = from_official(theirs, config)
@@ -110,22 +88,83 @@ def test_copies_that_differ():
     model, config = build()
     theirs = to_official(model.state_dict(), config)
     key = "decoder_ssd_layers.1.ssd.D"
-    with pytest.raises(CheckpointError, match=rf"{key} differs from its copy"):
+    with pytest.raises(
+        CheckpointError,
+        match=rf"Unlike its copy under encoder_ssd_layers, though .* shared: {key}\. Next",
+    ):
         from_official({**theirs, key: theirs[key] + 1}, config)
 
 
-def test_keys_without_a_place():
+@pytest.mark.parametrize("given", [1, 3])
+def test_another_number_of_layers(given):
+    model, config = build(num_layers=2)
+    theirs = to_official(model.state_dict(), config)
+    other = official_model_config({**SETTINGS, "num_layers": given})
+    with pytest.raises(
+        CheckpointError, match=rf"have 2 layers, num_layers is {given}\. .*\(num_layers: 2\)"
+    ):
+        from_official(theirs, other)
+
+
+def test_a_number_of_layers_beyond_all_bounds():
+    config = official_model_config({**SETTINGS, "num_layers": 10**12})
+    with pytest.raises(CheckpointError, match="have 0 layers, num_layers is 1000000000000"):
+        from_official({"x": torch.zeros(1)}, config)
+
+
+def test_all_that_does_not_fit_is_named_at_once():
     model, config = build()
     theirs = to_official(model.state_dict(), config)
-    one_layer = official_model_config({**SETTINGS, "num_layers": 1})
+    del theirs["layer_norm_time.bias"]
+    theirs["decoder_ssd_layers.0.more"] = torch.zeros(1)
+    theirs["vision_in_layer_norm.bias"] = torch.zeros(9)
+    theirs["vision_adapter.0.weight"] = torch.zeros(8, 0)
     with pytest.raises(
         CheckpointError,
-        match=r"num_layers=1.* Without a place here: decoder_ssd_layers\.1\..* more",
+        match=r"num_layers=2, is_time=True, is_modality_bias=True, is_ffn=True\. "
+        r"Without a place here: decoder_ssd_layers\.0\.more\. Missing: layer_norm_time\.bias\. "
+        r"Of another shape: vision_adapter\.0\.weight \[8, 0\], expected \[8, any\], "
+        r"vision_in_layer_norm\.bias \[9\], expected \[8\]\. Next: give the settings",
     ):
-        from_official(theirs, one_layer)
-    del theirs["layer_norm_time.bias"]
-    with pytest.raises(CheckpointError, match=r"place here: nothing\. Missing: layer_norm_time"):
         from_official(theirs, config)
+
+
+def test_at_most_twenty_names_are_shown():
+    model, config = build()
+    theirs = to_official(model.state_dict(), config)
+    without_time = official_model_config({**SETTINGS, "is_time": False})
+    with pytest.raises(CheckpointError, match="Without a place here: ") as refused:
+        from_official(theirs, without_time)
+    message = str(refused.value)
+    assert message.split("place here: ")[1].split(" and ")[0].count(",") == 19
+    # Per layer: two copies of 12, 8 of the co-block, 12 of the filters; and the norm of the gaps.
+    assert f"and {2 * (2 * 12 + 8 + 12) + 2 - 20} more" in message
+
+
+@pytest.mark.parametrize(
+    ("name", "shape", "expected"),
+    [
+        ("vision_item_embedding_bias", (5, 8), "[4, 8]"),
+        ("text_embedding", (5, 5), "[4, 5]"),
+        ("vision_embedding", (4, 6), "[4, 5]"),
+        ("vision_embedding", (4,), "[4, 5]"),
+        ("text_item_embedding_bias", (4, 7), "[4, 8]"),
+    ],
+)
+def test_tables_of_one_file_are_of_the_same_items_and_widths(name, shape, expected):
+    model, config = build()
+    theirs = to_official(model.state_dict(), config)
+    with pytest.raises(
+        CheckpointError, match=rf"another shape: {name} .* expected {re.escape(expected)}"
+    ):
+        from_official({**theirs, name: torch.zeros(shape)}, config)
+
+
+def test_feature_tables_are_left_out():
+    model, config = build()
+    theirs = to_official(model.state_dict(), config)
+    tables = {name: torch.zeros(4, 5) for name in ("text_embedding", "vision_embedding")}
+    assert from_official(theirs | tables, config).keys() == model.state_dict().keys()
 
 
 def test_learned_modality_weights():

@@ -1,3 +1,4 @@
+import csv
 import json
 
 import pyarrow.parquet as pq
@@ -9,8 +10,11 @@ from mmm4rec.baselines.popularity import Popularity
 from mmm4rec.checkpoint import read_checkpoint
 from mmm4rec.config import build_config
 from mmm4rec.errors import CheckpointError, DataError
+from mmm4rec.lit_module import LitRecommender
 from mmm4rec.metrics import TargetRank, per_user_metrics
 from mmm4rec.runner import evaluate, fit, load_model
+
+TIMED = ("seconds", "_per_second", "memory_mib")
 
 
 def _fit(config, data, folder, **options):
@@ -61,8 +65,10 @@ def test_the_same_seed_gives_the_same_run_and_another_seed_another(
     def curve(name, *overrides):
         config = tiny_config(*overrides)
         run, _ = _fit(config, tiny_data(config), tmp_path / name)
-        lines = (run.folder / "metrics.csv").read_text().splitlines()[1:]
-        return [line.split(",")[3:] for line in lines]  # without the seconds
+        with (run.folder / "metrics.csv").open() as file:
+            rows = list(csv.DictReader(file))
+        assert len(rows) == 3
+        return [{k: row[k] for k in row if not k.endswith(TIMED)} for row in rows]
 
     assert curve("a") == curve("b")
     assert curve("a") != curve("c", "trainer.seed=1")
@@ -161,3 +167,82 @@ def test_nothing_to_train_on_is_an_error(tiny_config, tiny_data, tmp_path):
     config = tiny_config()
     with pytest.raises(DataError, match="Tiny: no training sample; users need at least 4"):
         _fit(config, tiny_data(config, length=3), tmp_path)
+
+
+def test_an_evaluation_that_breaks_off_leaves_no_folder(
+    tiny_config, tiny_data, monkeypatch, tmp_path
+):
+    config = tiny_config()
+    data = tiny_data(config)
+    model = Popularity(data.train_items(), 30)
+
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    for broken in ("_rank_step", "on_test_epoch_end"):
+        with monkeypatch.context() as patch:
+            patch.setattr(LitRecommender, broken, interrupt)
+            with pytest.raises(KeyboardInterrupt):
+                evaluate(config, model, data, tmp_path / "runs" / "a", described={})
+        assert list(tmp_path.iterdir()) == []
+    with monkeypatch.context() as patch:
+        patch.setattr("mmm4rec.runner.write_json", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            evaluate(config, model, data, tmp_path / "runs" / "a", described={})
+    assert list(tmp_path.rglob("*a*")) == []
+    run = evaluate(config, model, data, tmp_path / "runs" / "a", described={})
+    assert sorted(path.name for path in run.folder.iterdir()) == ["ranks.parquet", "results.json"]
+
+
+def test_how_soon_a_run_came_near_its_best(tiny_config, tiny_data, tmp_path):
+    config = tiny_config("trainer.max_epochs=6")
+    run, _ = _fit(config, tiny_data(config), tmp_path)
+    with (run.folder / "metrics.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    values = [float(row["val/ndcg@10"]) for row in rows]
+    for percent in (90, 95, 99):
+        reached = [value >= max(values) * percent / 100 for value in values].index(True)
+        assert run.results["convergence"][f"{percent}%"] == {
+            "epoch": reached + 1,
+            "step": int(rows[reached]["step"]),
+            "seconds": round(sum(float(row["seconds"]) for row in rows[: reached + 1]), 2),
+        }
+
+
+def test_what_is_watched_stands_beside_the_metrics_and_changes_none(
+    tiny_config, tiny_data, tmp_path
+):
+    def rows(name, switched):
+        watch = ("non_finite", "throughput", "dying_parameters", "alignment")
+        config = tiny_config(*(f"watch.{part}={switched}" for part in watch))
+        run, _ = _fit(config, tiny_data(config), tmp_path / name)
+        assert list(run.folder.glob("tensorboard/events*"))
+        with (run.folder / "metrics.csv").open() as file:
+            return list(csv.DictReader(file))
+
+    watched, bare = rows("watched", "true"), rows("bare", "false")
+    names = {name for name in watched[0] if name.startswith("watch/")}
+    assert {
+        "watch/samples_per_second",
+        "watch/train_seconds",
+        "watch/peak_memory_mib",
+        "watch/pull/item_encoder",
+        "watch/gradient/layer0/time",
+        "watch/weight/layer0/filter",
+        "watch/alignment/layer0/text-image/cka",
+    } <= names
+    assert not any(name.startswith("watch/") for name in bare[0])
+    for one, other in zip(watched, bare, strict=True):
+        assert {k: one[k] for k in other if k != "seconds"} == {
+            k: other[k] for k in other if k != "seconds"
+        }
+
+
+def test_double_precision_trains_in_double_and_reads_back_whole(tiny_config, tiny_data, tmp_path):
+    config = tiny_config("trainer.precision=64-true")
+    data = tiny_data(config)
+    run, _ = _fit(config, data, tmp_path)
+    model = load_model(read_checkpoint(run.folder), data.catalogue)
+    assert {parameter.dtype for parameter in model.parameters()} == {torch.float64}
+    again = evaluate(config, model, tiny_data(config), tmp_path / "again", described={})
+    assert again.results["test"] == run.results["test"]

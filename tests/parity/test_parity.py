@@ -9,25 +9,32 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
 from mmm4rec.batch import ItemCatalogue, ModalityFeatures, SequenceBatch
+from mmm4rec.checkpoint import read_checkpoint
 from mmm4rec.config import ModelConfig
 from mmm4rec.layers.time import TimeSignal
 from mmm4rec.loss import full_catalogue_loss, in_batch_loss
 from mmm4rec.metrics import target_rank
 from mmm4rec.model import MMM4Rec
-from mmm4rec.official import FEATURE_TABLES, from_official, official_model_config, to_official
+from mmm4rec.official import from_official, to_official
+from mmm4rec.official_files import export_official, import_official
+from mmm4rec.official_settings import official_model_config
 from mmm4rec.ops.ssd import ssd
+from mmm4rec.runner import load_model
+from pipeline.sequences import FlatSequences
 
 SET = "MMM4REC_PARITY_DIR" in os.environ
 FOLDER = Path(os.environ.get("MMM4REC_PARITY_DIR", "."))
 NAMES = sorted(path.stem for path in FOLDER.rglob("*.json")) if SET else []
 BLOCKS = sorted(path.stem for path in FOLDER.rglob("*_blocks.npz")) if SET else []
-EXACT = {"rtol": 1e-9, "atol": 1e-9}
+EXACT = {"rtol": 1e-9, "atol": 1e-12}
+FINAL = {"user", "scores", "in_batch_scores", "loss_full", "loss_in_batch", "target_rank"}
 OUT = {"scaled_by_step": "out", "unscaled": "out_mamba_d"}
 
 pytestmark = [
@@ -66,23 +73,30 @@ def base(blocks: str) -> str:
     return blocks.removesuffix("_blocks")
 
 
-def config_of(name: str, skip: str = "scaled_by_step") -> ModelConfig:
-    record = json.loads(next(FOLDER.rglob(f"{name}.json")).read_text())
-    return official_model_config(record["config"]).model_copy(update={"skip": skip})
-
-
 @cache
-def load(name: str, dtype: torch.dtype = torch.float64, skip: str = "scaled_by_step") -> Fixture:
-    arrays = read_arrays(name)
-    config = config_of(name, skip)
-    catalogue = ItemCatalogue(
+def record_of(name: str) -> dict[str, Any]:
+    return json.loads(next(FOLDER.rglob(f"{name}.json")).read_text())
+
+
+def config_of(name: str, **changes: str) -> ModelConfig:
+    return official_model_config(record_of(name)["config"]).model_copy(update=changes)
+
+
+def catalogue_of(name: str, arrays: dict[str, torch.Tensor]) -> ItemCatalogue:
+    return ItemCatalogue(
         features={
             "text": features(arrays["in/text_features"]),
             "image": features(arrays["in/vision_features"]),
         },
         fingerprint=name,
     )
-    model = MMM4Rec(config, catalogue)
+
+
+@cache
+def load(name: str, dtype: torch.dtype = torch.float64, **changes: str) -> Fixture:
+    arrays = read_arrays(name)
+    config = config_of(name, **changes)
+    model = MMM4Rec(config, catalogue_of(name, arrays))
     model.load_state_dict(from_official(under("param/", arrays), config))
     batch = SequenceBatch(
         items_BL=arrays["in/item_seq"],
@@ -118,8 +132,9 @@ def test_fixtures_are_found():
 
 
 @each_fixture
-def test_final_results(name):
-    fixture = load(name)
+@pytest.mark.parametrize("backend", ["quadratic", "recurrent"])
+def test_final_results(name, backend):
+    fixture = load(name, ssd_backend=backend)
     for key, value in results(fixture.model, fixture.batch).items():
         torch.testing.assert_close(value, fixture[f"out/{key}"], **EXACT, msg=about(key))
 
@@ -136,25 +151,36 @@ def test_target_rank(name, skip):
 
 
 @each_fixture
-def test_mamba_skip(name):
-    fixture = load(name, skip="unscaled")
+@pytest.mark.parametrize("backend", ["quadratic", "recurrent"])
+def test_mamba_skip(name, backend):
+    fixture = load(name, skip="unscaled", ssd_backend=backend)
     for key, value in results(fixture.model, fixture.batch).items():
-        torch.testing.assert_close(value, fixture[f"out/{key}_mamba_d"], **EXACT)
+        torch.testing.assert_close(value, fixture[f"out/{key}_mamba_d"], **EXACT, msg=about(key))
 
 
 @each_fixture
-def test_float32(name):
-    fixture = load(name, torch.float32)
+@pytest.mark.parametrize("skip", ["scaled_by_step", "unscaled"])
+def test_float32(name, skip):
+    fixture = load(name, torch.float32, skip=skip)
+    suffix = "_mamba_d" if skip == "unscaled" else ""
     for key, value in results(fixture.model, fixture.batch).items():
-        torch.testing.assert_close(value.double(), fixture[f"out/{key}"], rtol=0, atol=5e-5)
+        assert value.dtype == torch.float32
+        torch.testing.assert_close(
+            value.double(), fixture[f"out/{key}{suffix}"], rtol=0, atol=5e-5, msg=about(key)
+        )
+        if not suffix:  # what their own float32 run gave
+            theirs = fixture[f"f32/{key}"]
+            torch.testing.assert_close(value, theirs, rtol=0, atol=5e-5, msg=about(key))
 
 
 @each_fixture
 def test_intermediates(name):
     fixture = load(name)
     model, batch = fixture.model, fixture.batch
+    checked = FINAL | {f"{key}_mamba_d" for key in FINAL}
 
     def check(key: str, value: torch.Tensor) -> None:
+        checked.add(key)
         torch.testing.assert_close(value, fixture[f"out/{key}"], **EXACT, msg=about(key))
 
     streams = model.item_encoder(batch.items_BL)
@@ -182,6 +208,7 @@ def test_intermediates(name):
         if time is not None:
             check(f"encoder.{index}.time", time.of_modality(0))
             check(f"decoder.{index}.time", time.of_modality(1))
+    assert checked == under("out/", fixture.arrays).keys()
 
 
 @each_fixture
@@ -194,7 +221,7 @@ def test_gradient_norms(name, loss):
     found = to_official(norms, config_of(name))
     expected = under(f"grad_norm_{loss}/", fixture.arrays)
     for key, value in expected.items():
-        torch.testing.assert_close(found[key], value, rtol=1e-8, atol=1e-11, msg=about(key))
+        torch.testing.assert_close(found[key], value, **EXACT, msg=about(key))
     unchecked = found.keys() - expected.keys() - {"fusion_factor"}
     assert all(".ssd." in key and key.startswith("decoder") for key in unchecked)
 
@@ -218,12 +245,45 @@ def test_isolated_decoder(name):
 
 
 @each_fixture
-def test_weights_go_back(name):
-    fixture = load(name, torch.float32)
-    exported = to_official(fixture.model.state_dict(), config_of(name))
-    expected = under("param/", fixture.arrays)
-    assert exported.keys() == expected.keys() - FEATURE_TABLES
-    assert all(torch.equal(exported[key], expected[key]) for key in exported)
+@pytest.mark.parametrize("layout", ["full", "light"])
+def test_weights_come_and_go_through_files(name, layout, tmp_path):
+    """Their file in, ours scores as theirs, their file out again: equal tensor for tensor."""
+    fixture, record = load(name, torch.float32), record_of(name)
+    theirs = under("param/", fixture.arrays)
+    if record["config"]["num_layers"] == 1:
+        assert len(theirs) == (113 if record["config"]["is_modality_bias"] else 111)
+    torch.save({"model": theirs}, tmp_path / "theirs.ckpt")
+    (tmp_path / "settings.json").write_text(json.dumps(record["config"]))
+    catalogue = catalogue_of(name, fixture.arrays)
+    out = tmp_path / "ours.safetensors"
+    import_official(tmp_path / "theirs.ckpt", tmp_path / "settings.json", out, catalogue=catalogue)
+    model = load_model(read_checkpoint(out), catalogue)
+    with torch.no_grad():
+        for key, value in results(model, fixture.batch).items():
+            torch.testing.assert_close(
+                value.double(), fixture[f"out/{key}"], rtol=0, atol=5e-5, msg=about(key)
+            )
+    export_official(out, tmp_path / "back.ckpt", layout=layout)
+    back = torch.load(tmp_path / "back.ckpt", weights_only=True)["model"]
+    assert back.keys() == theirs.keys()
+    for key, value in theirs.items():
+        assert back[key].dtype == value.dtype == torch.float32, key
+        assert torch.equal(back[key], value), key
+
+
+@each_fixture
+def test_batch_of_the_histories(name):
+    """Truncation, padding and the leak of the target's time, from the users' histories."""
+    fixture, histories = load(name), [events for _, events in record_of(name)["raw_sequences"]]
+    offsets_U = torch.tensor([0, *map(len, histories)]).cumsum(0)
+    events_N = torch.tensor([event for events in histories for event in events])
+    batch = FlatSequences(events_N[:, 0], events_N[:, 1], offsets_U).gather(
+        offsets_U[1:] - 1, fixture.model.max_len, "leaked"
+    )
+    assert torch.equal(batch.items_BL, fixture["in/item_seq"])
+    assert torch.equal(batch.timestamps_BL, fixture["in/timestamps"])
+    assert torch.equal(batch.lengths_B, fixture["in/length"])
+    assert torch.equal(batch.targets_B, fixture["in/labels"])
 
 
 @each_blocks

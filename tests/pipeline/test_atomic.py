@@ -1,4 +1,10 @@
+import os
+from pathlib import Path
+
+import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from mmm4rec.errors import DataError
 from pipeline.atomic import AtomicFiles, find_atomic, read_atomic
@@ -87,6 +93,40 @@ def test_a_set_is_found_only_when_all_its_files_are_there(tmp_path):
     assert find_atomic(tmp_path, "Set") is None
 
 
+@pytest.mark.parametrize("missing", ["text", "item"])
+def test_items_are_described_by_text_or_item_files(tmp_path, missing):
+    _write(tmp_path, item="item_id:token\ttitle:token\nB1\tPencil\n")
+    assert find_atomic(tmp_path, "Set").text == tmp_path / "Set.text"
+    (tmp_path / f"Set.{missing}").unlink()
+    left = {"text": "item", "item": "text"}[missing]
+    assert find_atomic(tmp_path, "Set").text == tmp_path / f"Set.{left}"
+
+
+def test_interactions_of_items_that_nothing_is_said_of_are_an_error(tmp_path):
+    (tmp_path / "Set.inter").write_text("user_id:token\titem_id:token\nada\tB1\n")
+    with pytest.raises(DataError, match=r"nothing says what its items are. Next: put Set\.text or"):
+        find_atomic(tmp_path, "Set")
+
+
+def test_text_features_say_what_items_are(tmp_path):
+    files = _write(tmp_path, feat1CLS=b"", feat3CLS=b"")
+    assert files.features == {
+        "text": tmp_path / "Set.feat1CLS",
+        "image": tmp_path / "Set.feat3CLS",
+    }
+    assert files.files[-2:] == (tmp_path / "Set.feat1CLS", tmp_path / "Set.feat3CLS")
+    (tmp_path / "Set.text").unlink()
+    files = find_atomic(tmp_path, "Set")
+    assert files.text is None
+    tables = read_atomic(files)
+    assert tables.metadata.is_empty()
+    assert tables.metadata.schema == METADATA_SCHEMA
+    assert tables.items == ["B3", "B1", "B2"]
+    (tmp_path / "Set.feat1CLS").unlink()
+    with pytest.raises(DataError, match="nothing says what its items are"):
+        find_atomic(tmp_path, "Set")
+
+
 HEADER = SEQUENCES.split("\n")[0] + "\n"
 
 
@@ -135,3 +175,172 @@ def test_a_malformed_event_is_an_error(tmp_path, row, message):
     files = find_atomic(tmp_path, "Set")
     with pytest.raises(DataError, match=message):
         read_atomic(files)
+
+
+SPLIT_HEADER = "user_id:token\titem_id:token\ttimestamp:float\n"
+
+
+def test_the_splits_of_single_events_are_put_together(tmp_path):
+    (tmp_path / "Set.text").write_text(TEXT)
+    rows = {
+        "train": "ada\tB1\t10\nzoe\tB3\t11\n",
+        "valid": "ada\tB2\t20\n",
+        "test": "ada\tB1\t30\n",
+    }
+    for split, content in rows.items():
+        (tmp_path / f"Set.{split}.inter").write_text(SPLIT_HEADER + content)
+    files = find_atomic(tmp_path, "Set")
+    assert [path.name for path in files.files] == [
+        "Set.test.inter",
+        "Set.text",
+        "Set.train.inter",
+        "Set.valid.inter",
+    ]
+    tables = read_atomic(files)
+    assert tables.interactions.rows() == [
+        ("ada", "B1", None, 10, 0),
+        ("zoe", "B3", None, 11, 1),
+        ("ada", "B2", None, 20, 2),
+        ("ada", "B1", None, 30, 3),
+    ]
+    assert (tables.items, tables.users) == (None, None)
+    (tmp_path / "Set.train.inter").unlink()
+    assert find_atomic(tmp_path, "Set") is None
+
+
+def test_events_are_read_in_chunks(tmp_path, monkeypatch):
+    monkeypatch.setattr("pipeline.atomic._CHUNK_ROWS", 2)
+    (tmp_path / "Set.text").write_text(TEXT)
+    rows = "".join(f"u{n}\tB1\t{n}\n" for n in range(5))
+    (tmp_path / "Set.inter").write_text(SPLIT_HEADER + rows)
+    events = read_atomic(find_atomic(tmp_path, "Set")).interactions
+    assert events.schema == RAW_INTERACTION_SCHEMA
+    assert events["position"].to_list() == events["timestamp"].to_list() == list(range(5))
+
+
+def test_sequences_without_their_indexes_are_an_error(tmp_path):
+    (tmp_path / "Set.text").write_text(TEXT)
+    for split in ("train", "test"):
+        (tmp_path / f"Set.{split}.inter").write_text(SEQUENCES)
+    with pytest.raises(DataError, match=r"train\.inter:2: sequences of numbers, but the names"):
+        read_atomic(find_atomic(tmp_path, "Set"))
+
+
+def _unisrec(folder, sequences, limit):
+    """Write sequences as UniSRec does: at most `limit` items before a target, latest first."""
+    splits = {
+        "test": lambda n: [n - 1],
+        "valid": lambda n: [n - 2],
+        "train": lambda n: range(n - 3, 0, -1),
+    }
+    for split, targets_of in splits.items():
+        lines = [HEADER]
+        for user, sequence in enumerate(sequences):
+            for at in targets_of(len(sequence)):
+                before = " ".join(map(str, sequence[max(0, at - limit) : at]))
+                lines.append(f"{user}\t{before}\t{sequence[at]}\n")
+        (folder / f"Set.{split}.inter").write_text("".join(lines))
+    for ending, count in (("item2index", 9), ("user2index", len(sequences))):
+        (folder / f"Set.{ending}").write_text("".join(f"n{n}\t{n}\n" for n in range(count)))
+    (folder / "Set.text").write_text(TEXT)
+
+
+def _histories(tables):
+    grouped = tables.interactions.group_by("user", maintain_order=True).agg("asin")
+    return [[int(name[1:]) for name in names] for names in grouped["asin"].to_list()]
+
+
+LONG = [0, 1, 2, 0, 1, 2, 3, 4, 4, 4]  # ten events; a line has at most five of them
+SHORT = [5, 6, 7, 8, 5]
+
+
+@given(
+    sequences=st.lists(
+        st.lists(st.integers(0, 2), min_size=3, max_size=14), min_size=1, max_size=4
+    ),
+    limit=st.integers(2, 6),
+)
+def test_what_was_cut_from_a_sequence_is_taken_from_the_training_lines(
+    tmp_path_factory, sequences, limit
+):
+    folder = tmp_path_factory.mktemp("unisrec")
+    _unisrec(folder, sequences, limit)
+    tables = read_atomic(find_atomic(folder, "Set"))
+    assert _histories(tables) == sequences
+    assert tables.cut_users == 0
+
+
+def test_without_training_lines_the_users_who_may_lack_events_are_counted(tmp_path, caplog):
+    _unisrec(tmp_path, [LONG, SHORT], limit=4)
+    (tmp_path / "Set.train.inter").unlink()
+    tables = read_atomic(find_atomic(tmp_path, "Set"))
+    # The validation line says that the short one is whole, and one event more of the long one.
+    assert _histories(tables) == [LONG[-6:], SHORT]
+    assert tables.cut_users == 1
+    (tmp_path / "Set.valid.inter").unlink()
+    tables = read_atomic(find_atomic(tmp_path, "Set"))
+    assert _histories(tables) == [LONG[-5:], SHORT]
+    assert tables.cut_users == 2
+    assert ["of 1 users" in caplog.messages[0], "of 2 users" in caplog.messages[1]] == [True, True]
+
+
+def test_training_lines_without_validation_lines_are_enough(tmp_path):
+    _unisrec(tmp_path, [LONG, SHORT], limit=4)
+    (tmp_path / "Set.valid.inter").unlink()
+    tables = read_atomic(find_atomic(tmp_path, "Set"))
+    assert _histories(tables) == [LONG, SHORT]
+    assert tables.cut_users == 0
+
+
+@pytest.mark.parametrize(
+    ("split", "old", "new", "line", "user"),
+    [
+        ("valid", "1\t5 6 7\t8\n", "1\t5 6 7\t7\n", 3, "n1"),  # another target
+        ("valid", "1\t5 6 7\t8\n", "1\t6 7\t8\n", 3, "n1"),  # not from the beginning
+        ("valid", "0\t1 2 3 4\t4\n", "0\t1 2 3 3\t4\n", 2, "n0"),  # within the overlap
+        ("train", "0\t0 1 2 3\t4\n", "", 2, "n0"),  # a target left out
+        ("train", "1\t5 6\t7\n", "1\t5 6 7 8\t5\n", 9, "n1"),  # too long for its place
+        ("train", "0\t0 1 2 3\t4\n", "0\t0 1 2 3\t4\n" * 9, 3, "n0"),  # too many
+    ],
+)
+def test_an_earlier_line_that_contradicts_the_last_one_is_an_error(
+    tmp_path, split, old, new, line, user
+):
+    _unisrec(tmp_path, [LONG, SHORT], limit=4)
+    path = tmp_path / f"Set.{split}.inter"
+    content = path.read_text()
+    assert content.count(old) == 1
+    path.write_text(content.replace(old, new))
+    message = (
+        rf"{split}\.inter:{line}: the items of user '{user}' are not those .* remove .*{split}"
+    )
+    with pytest.raises(DataError, match=message):
+        read_atomic(find_atomic(tmp_path, "Set"))
+
+
+def test_an_earlier_line_of_a_user_without_a_last_one_is_an_error(tmp_path):
+    _unisrec(tmp_path, [LONG, SHORT], limit=4)
+    path = tmp_path / "Set.test.inter"
+    path.write_text("".join(path.read_text().splitlines(keepends=True)[:2]))
+    with pytest.raises(DataError, match=r"valid\.inter:3: the items of user 'n1' are not those"):
+        read_atomic(find_atomic(tmp_path, "Set"))
+
+
+REAL_DATA = os.environ.get("MMM4REC_REAL_DATA")
+
+
+@pytest.mark.real
+@pytest.mark.skipif(REAL_DATA is None, reason="MMM4REC_REAL_DATA names no folder")
+def test_the_scientific_set_is_completed_by_training_lines_made_of_it(tmp_path):
+    published = find_atomic(Path(REAL_DATA) / "scientific", "Scientific")
+    tables = read_atomic(published)
+    counts = len(tables.users), len(tables.items), tables.interactions.height
+    assert counts == (8_442, 4_385, 59_384)
+    assert tables.cut_users == 3  # the published 59,427 interactions have 43 more
+    known = np.array(tables.items)
+    codes = {name: number for number, name in enumerate(known)}
+    by_user = tables.interactions.group_by("user", maintain_order=True).agg("asin")["asin"]
+    longest = sorted(by_user.to_list(), key=len)[-40:]
+    sequences = [[codes[name] % 9 for name in names] for names in longest]
+    _unisrec(tmp_path, sequences, limit=20)
+    assert _histories(read_atomic(find_atomic(tmp_path, "Set"))) == sequences

@@ -44,7 +44,18 @@ TABLES = {
     "bad_lines": {"a.csv": 3, "meta_a.json.gz": 0},
     "ambiguous_order_share": 0.3333,
     "has_time": True,
+    "cut_users": 0,
 }
+
+
+def _compared(step, quantity, published, found):
+    return {
+        "step": step,
+        "quantity": quantity,
+        "published": published,
+        "found": found,
+        "difference": found - published,
+    }
 
 
 def test_the_card_by_hand():
@@ -52,7 +63,9 @@ def test_the_card_by_hand():
     assert card == {
         "domain": "Tiny",
         "counts": [count.model_dump() for count in COUNTS],
+        "published": None,
         "bad_lines": {"a.csv": 3, "meta_a.json.gz": 0},
+        "cut_users": 0,
         "interactions_per_user": {"min": 2, "median": 3.0, "max": 5},
         "ambiguous_order_share": 0.3333,
         "images": {
@@ -60,6 +73,7 @@ def test_the_card_by_hand():
             "with_url": 3,
             "ok": 2,
             "coverage": 0.5,
+            "placeholder": 0,
             "urls": {"ok": 2, "gone": 1, "not_found": 1},
         },
         "text_characters": {"min": 7, "median": 11.5, "max": 1_500},
@@ -93,8 +107,39 @@ def test_a_set_without_times_or_images():
     )
     card = data_card("Tiny", COUNTS, tables, timeless, items, OUTCOMES.clear())
     assert (card["time"], card["ambiguous_order_share"]) == (None, None)
-    assert card["images"] == {"items": 4, "with_url": 0, "ok": 0, "coverage": 0.0, "urls": {}}
+    none = {"with_url": 0, "ok": 0, "coverage": 0.0, "placeholder": 0, "urls": {}}
+    assert card["images"] == {"items": 4, **none}
     lines = format_card(card).splitlines()
     assert lines[-1] == "  time                     no timestamps: training turns time off"
     assert "  image URLs               none asked" in lines
     assert not any("ambiguous" in line or "set aside" in line for line in lines)
+
+
+def test_the_step_where_a_difference_from_published_counts_begins():
+    rows = [
+        _compared("read", "interactions", 12_345, 12_345),
+        _compared("5-core", "users", 4, 3),
+        _compared("5-core", "items", 4, 4),
+        _compared("5-core", "interactions", 9, 10),
+    ]
+    published = {"rows": rows, "first_difference": "5-core", "note": None}
+    card = data_card("Tiny", COUNTS, TABLES, INTERACTIONS, ITEMS, OUTCOMES, published)
+    assert card["published"] == published
+    line = "  published counts         a difference begins at '5-core': users 3 (-1 against 4), "
+    assert line + "interactions 10 (+1 against 9)" in format_card(card).splitlines()
+    equal = {"rows": rows[:1], "first_difference": None, "note": None}
+    card = data_card("Tiny", COUNTS, TABLES, INTERACTIONS, ITEMS, OUTCOMES, equal)
+    assert "  published counts         equal: read" in format_card(card).splitlines()
+    incomparable = {"rows": [], "first_difference": None, "note": "not comparable: k_core is 3"}
+    card = data_card("Tiny", COUNTS, TABLES, INTERACTIONS, ITEMS, OUTCOMES, incomparable)
+    assert not any("published" in line for line in format_card(card).splitlines())
+
+
+def test_placeholders_and_cut_sequences_are_said():
+    items = ITEMS.with_columns(image_status=pl.Series(["ok", "placeholder", "ok", "placeholder"]))
+    card = data_card("Tiny", COUNTS, TABLES | {"cut_users": 3}, INTERACTIONS, items, OUTCOMES)
+    assert (card["images"]["placeholder"], card["images"]["ok"], card["cut_users"]) == (2, 2, 3)
+    lines = format_card(card).splitlines()
+    images = "2 of 4 items (50.0%); 3 have a URL, 2 a placeholder"
+    assert f"  images                   {images}" in lines
+    assert any(line.startswith("  cut sequences            3 users: as long") for line in lines)

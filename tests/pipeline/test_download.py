@@ -2,6 +2,7 @@ import contextlib
 import hashlib
 import json
 import threading
+import time
 from collections import deque
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
@@ -9,7 +10,8 @@ import pytest
 
 from mmm4rec.errors import DataError
 from pipeline import download as module
-from pipeline.download import download
+from pipeline.download import UnavailableError, download, is_fetched, resumable_bytes
+from pipeline.lockfile import LOCK, read_lock
 
 BODY = bytes(range(256)) * 40
 SHA256 = hashlib.sha256(BODY).hexdigest()
@@ -103,25 +105,93 @@ def _hidden(folder):
     return sorted(path.name for path in folder.iterdir() if path.name.startswith("."))
 
 
-def test_a_file_is_fetched_once_with_a_record_and_progress(shop, tmp_path):
+def test_a_file_is_fetched_once_with_a_lock_and_progress(shop, tmp_path):
     said = []
     target = _get(shop, tmp_path, progress=lambda *args: said.append(args))
     assert target.read_bytes() == BODY
     assert said[-1] == ("file.csv", len(BODY), len(BODY))
     assert [done for _, done, _ in said] == sorted(done for _, done, _ in said)
-    record = json.loads((tmp_path / ".file.csv.json").read_text())
-    assert record == {"url": shop.url + "/file.csv", "bytes": len(BODY), "sha256": SHA256}
-    assert _hidden(tmp_path) == [".file.csv.json"]
+    entry = json.loads((tmp_path / LOCK).read_text())["file.csv"]
+    modified_ns = target.stat().st_mtime_ns
+    locked = {"url": shop.url + "/file.csv", "bytes": len(BODY), "sha256": SHA256}
+    assert entry == locked | {"modified_ns": modified_ns}
+    assert not [name for name in _hidden(tmp_path) if "part" in name]
     _get(shop, tmp_path, sha256=SHA256)
     assert len(shop.asked) == 1
 
 
-def test_a_file_from_elsewhere_or_of_another_size_is_fetched_again(shop, tmp_path):
+def test_several_files_of_a_folder_share_a_lock(shop, tmp_path):
+    for name in ("b", "a"):
+        download([shop.url + "/" + name], tmp_path / name)
+    assert {name: entry.url for name, entry in read_lock(tmp_path).items()} == {
+        "a": shop.url + "/a",
+        "b": shop.url + "/b",
+    }
+
+
+def test_a_file_from_elsewhere_is_fetched_again_and_must_be_the_same(shop, tmp_path):
     _get(shop, tmp_path)
     _get(shop, tmp_path, "/other")
-    (tmp_path / "file.csv").write_bytes(b"cut")
-    _get(shop, tmp_path, "/other")
-    assert [path for path, _ in shop.asked] == ["/file.csv", "/other", "/other"]
+    assert [path for path, _ in shop.asked] == ["/file.csv", "/other"]
+    assert read_lock(tmp_path)["file.csv"].url == shop.url + "/other"
+
+
+@pytest.mark.parametrize("is_deleted", [True, False])
+def test_another_file_than_the_locked_one_is_refused(shop, tmp_path, is_deleted):
+    target = _get(shop, tmp_path)
+    if is_deleted:
+        target.unlink()
+    shop.body = BODY[::-1]
+    other = hashlib.sha256(shop.body).hexdigest()
+    message = (
+        f"/other: its sha256 is {other}, not {SHA256} as of the file fetched earlier from "
+        rf"{shop.url}/file.csv \(to accept the other file remove the entry 'file.csv' from "
+    )
+    with pytest.raises(UnavailableError, match=message):
+        _get(shop, tmp_path, "/other")
+    assert target.exists() != is_deleted
+    assert not (tmp_path / ".file.csv.part").exists()
+    (tmp_path / LOCK).unlink()
+    target.unlink(missing_ok=True)
+    assert _get(shop, tmp_path, "/other").read_bytes() == shop.body
+
+
+def test_a_mirror_with_the_locked_file_is_found_behind_one_with_another(shop, tmp_path):
+    _get(shop, tmp_path).unlink()
+    shop.script.append(lambda handler: _answer(handler, 200, BODY[::-1]))
+    assert _get(shop, tmp_path, "/changed", "/same").read_bytes() == BODY
+
+
+def test_a_file_changed_in_place_is_refused_until_accepted(shop, tmp_path):
+    target = _get(shop, tmp_path)
+    target.write_bytes(b"cut")
+    with pytest.raises(DataError, match=r"file.csv was changed after it was fetched: it has 3 byt"):
+        _get(shop, tmp_path)
+    (tmp_path / LOCK).write_text("{}")
+    assert _get(shop, tmp_path).read_bytes() == b"cut"
+    assert len(shop.asked) == 1
+
+
+def test_a_wrong_pin_yields_to_the_lock(shop, tmp_path):
+    _get(shop, tmp_path).unlink()
+    assert _get(shop, tmp_path, sha256="00").read_bytes() == BODY
+
+
+def test_two_that_want_the_same_file_fetch_it_once(shop, tmp_path):
+    begun = threading.Event()
+
+    def slow(handler):
+        begun.set()
+        time.sleep(0.1)
+        _honest(handler)
+
+    shop.script.append(slow)
+    first = threading.Thread(target=_get, args=(shop, tmp_path))
+    first.start()
+    assert begun.wait(5)
+    assert _get(shop, tmp_path).read_bytes() == BODY
+    first.join()
+    assert len(shop.asked) == 1
 
 
 def test_a_file_put_there_by_hand_is_used(shop, tmp_path):
@@ -145,6 +215,10 @@ def test_an_interrupted_run_goes_on_where_it_stopped(shop, tmp_path):
         _get(shop, tmp_path, progress=interrupt)
     assert not (tmp_path / "file.csv").exists()
     kept = (tmp_path / ".file.csv.part").stat().st_size
+    target = tmp_path / "file.csv"
+    assert resumable_bytes(target, [shop.url, shop.url + "/file.csv"]) == kept > 0
+    assert resumable_bytes(target, [shop.url + "/other"]) == 0
+    assert not is_fetched(target, [shop.url + "/file.csv"])
     assert _get(shop, tmp_path).read_bytes() == BODY
     assert shop.asked[-1] == ("/file.csv", f"bytes={kept}-")
 
@@ -174,8 +248,7 @@ def test_a_part_of_another_address_is_not_continued(shop, tmp_path):
 
 
 def test_a_part_that_is_already_whole_only_gets_its_name(shop, tmp_path):
-    _get(shop, tmp_path)
-    (tmp_path / "file.csv").rename(tmp_path / ".file.csv.part")
+    _get(shop, tmp_path).rename(tmp_path / ".file.csv.part")
     source = {"url": shop.url + "/file.csv", "validator": shop.etag}
     (tmp_path / ".file.csv.part.json").write_text(json.dumps(source))
     assert _get(shop, tmp_path).read_bytes() == BODY

@@ -1,5 +1,6 @@
 """Feature shards on disk, and everything that can be wrong with them."""
 
+import hashlib
 import json
 import subprocess
 import sys
@@ -14,7 +15,9 @@ from pipeline.feature_store import (
     EncoderRecord,
     count_present,
     holds,
+    input_hash,
     read_features,
+    read_inputs,
     read_shard,
     write_shard,
 )
@@ -58,8 +61,8 @@ def test_features_are_placed_by_item_id(folder):
 
 def test_shards_are_fixed_size_lists_of_float16(folder):
     schema = pq.read_schema(folder / "part-00000.parquet")
-    assert schema.types == [pa.uint32(), pa.bool_(), pa.list_(pa.float16(), 3)]
-    assert schema.names == ["item_id", "present", "values"]
+    assert schema.types == [pa.uint32(), pa.bool_(), pa.binary(16), pa.list_(pa.float16(), 3)]
+    assert schema.names == ["item_id", "present", "input", "values"]
 
 
 def test_a_shard_knows_its_inputs(folder):
@@ -69,6 +72,31 @@ def test_a_shard_knows_its_inputs(folder):
     whole = (folder / "part-00000.parquet").read_bytes()
     (folder / "part-00000.parquet").write_bytes(whole[:-10])
     assert not holds(folder / "part-00000.parquet", "x")
+
+
+def test_a_shard_says_what_it_has_vectors_of(tmp_path):
+    path, inputs = tmp_path / "part-00000.parquet", [input_hash("red"), None, input_hash("blue")]
+    present, values = np.array([True, False, False]), np.zeros((3, 2))
+    write_shard(path, [1, 2, 3], present, values, "x", inputs_N=inputs, key="hashing-0")
+    table = read_inputs(path, "hashing-0")
+    assert table.to_pydict() == {"input": inputs, "present": [True, False, False]}
+    assert read_inputs(path, "hashing-1") is None
+    path.write_bytes(path.read_bytes()[:-10])
+    assert read_inputs(path, "hashing-0") is None
+    assert read_inputs(tmp_path / "part-00001.parquet", "hashing-0") is None
+
+
+def test_a_shard_from_before_inputs_were_kept(folder):
+    path = folder / "part-00000.parquet"
+    pq.write_table(pq.read_table(path).drop_columns("input"), path)
+    assert read_inputs(path, "") is None
+    assert read_features(folder, 5, "feed").present.sum() == 4
+
+
+def test_inputs_are_told_apart():
+    texts = ["", " ", "red", "Red", "red\0", "rouge é"]
+    assert len({input_hash(text) for text in texts}) == len(texts)
+    assert input_hash("red").hex() == hashlib.blake2b(b"red", digest_size=16).hexdigest()
 
 
 def test_another_item_set_is_refused(folder):
@@ -145,7 +173,7 @@ def test_a_shard_that_is_no_parquet(folder):
 @pytest.mark.parametrize("value", [np.nan, np.inf, 1e6])
 def test_values_must_be_finite_in_float16(tmp_path, value):
     values = np.array([[0, 1], [0, value]], np.float32)
-    with np.errstate(over="ignore"), pytest.raises(DataError, match="item 9 is not finite"):
+    with pytest.raises(DataError, match="item 9 is not finite"):
         write_shard(tmp_path / "part-00000.parquet", [8, 9], np.ones(2, bool), values, "x")
     assert list(tmp_path.iterdir()) == []
 

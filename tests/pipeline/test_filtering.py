@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.filtering import drop_exact_duplicates, k_core, keep_items
+from pipeline.filtering import drop_duplicates, encode, k_core, keep_items
 from pipeline.tables import RAW_INTERACTION_SCHEMA
 
 PAIRS = st.lists(st.tuples(st.integers(0, 6), st.integers(0, 6)), max_size=60)
@@ -68,18 +68,46 @@ def test_repeat_purchases_count_in_the_core():
     assert k_core(_table([(0, 0), (0, 0), (1, 0)]), 2)["position"].to_list() == [0, 1]
 
 
-def test_exact_duplicates_keep_the_first_and_other_times_or_ratings_stay():
-    rows = [
-        ("u", "A", 5.0, 10, 0),
-        ("v", "A", 5.0, 10, 1),
-        ("u", "A", 5.0, 10, 2),
-        ("u", "A", 4.0, 10, 3),
-        ("u", "A", 5.0, 11, 4),
-        ("u", "B", 5.0, 10, 5),
-        ("u", "A", 5.0, 10, 6),
-    ]
-    table = pl.DataFrame(rows, schema=RAW_INTERACTION_SCHEMA, orient="row")
-    assert drop_exact_duplicates(table)["position"].to_list() == [0, 1, 3, 4, 5]
+REPEATED = [  # user, item, rating, timestamp
+    (0, 7, 5.0, 10),
+    (1, 7, 5.0, 10),
+    (0, 7, 5.0, 10),
+    (0, 7, 4.0, 10),
+    (0, 7, 5.0, 9),
+    (0, 8, 5.0, 10),
+    (0, 7, 5.0, 10),
+]
+
+
+@pytest.mark.parametrize(
+    ("policy", "kept"),
+    [
+        ("exact", [0, 1, 3, 4, 5]),  # another time or rating stays
+        ("pair", [1, 4, 5]),  # the earliest, wherever it is in the file
+        ("keep", [0, 1, 2, 3, 4, 5, 6]),
+    ],
+)
+def test_each_policy_of_duplicates_keeps_its_rows_in_order(policy, kept):
+    rows = [(*row, position) for position, row in enumerate(REPEATED)]
+    codes = {"user": pl.UInt32, "asin": pl.UInt32}
+    table = pl.DataFrame(rows, schema=RAW_INTERACTION_SCHEMA | codes, orient="row")
+    assert drop_duplicates(table, policy)["position"].to_list() == kept
+    assert drop_duplicates(table, policy).schema == table.schema
+
+
+def test_users_and_items_with_large_codes_are_told_apart():
+    last = 2**32 - 1
+    rows = [(0, last, 5.0, 1, 0), (last, 0, 5.0, 1, 1), (last, last, 5.0, 1, 2)]
+    codes = {"user": pl.UInt32, "asin": pl.UInt32}
+    table = pl.DataFrame(rows, schema=RAW_INTERACTION_SCHEMA | codes, orient="row")
+    assert drop_duplicates(table, "exact").equals(table)
+
+
+def test_codes_are_places_in_the_values():
+    names = pl.Series("user", ["b", "a", "b", "c"])
+    codes, values = encode(names)
+    assert codes.tolist() == [0, 1, 0, 2]
+    assert values.to_list() == ["b", "a", "c"]
 
 
 @pytest.mark.parametrize("asins", [["A3", "A1", "A9"], pl.Series("x", ["A1", "A3"])])

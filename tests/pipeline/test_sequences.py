@@ -1,8 +1,12 @@
+import json
+
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from lightning.fabric.utilities.types import _Stateful
 
+from mmm4rec.errors import DataError
 from pipeline.sequences import BatchLoader, FlatSequences, held_out_targets, training_targets
 
 
@@ -95,3 +99,62 @@ def test_processes_share_the_targets(shuffle_seed):
     ]
     together = sorted(parts[0] + parts[1])
     assert len(together) == len(set(together)) == (39 if shuffle_seed is None else 38)
+
+
+def _loader(seed: int | None = 7, **options) -> BatchLoader:
+    return BatchLoader(
+        _sequences([40, 40]),
+        torch.arange(1, 40),
+        batch_size=16,
+        max_len=5,
+        shuffle_seed=seed,
+        **options,
+    )
+
+
+@pytest.mark.parametrize("seed", [7, None])
+@pytest.mark.parametrize("done", [0, 1, 2, 3])
+def test_an_epoch_is_carried_on_behind_any_batch(seed, done):
+    whole = _epoch(_loader(seed), 4)
+    first = _loader(seed)
+    first.set_epoch(4)
+    batches = iter(first)
+    begun = [target for _ in range(done) for target in next(batches).targets_B.tolist()]
+    state = json.loads(json.dumps(first.state_dict()))
+    assert state == {"seed": seed, "epoch": 4, "batch": done}
+    second = _loader(seed)
+    second.load_state_dict(state)
+    assert second.state_dict() == state
+    assert len(second) == 3
+    rest = [target for batch in second for target in batch.targets_B.tolist()]
+    assert begun + rest == whole
+    assert second.state_dict() == {"seed": seed, "epoch": 4, "batch": 3}
+    assert _epoch(second, 4) == whole  # once only
+    assert _epoch(second, 5) == _epoch(_loader(seed), 5)
+
+
+def test_a_position_of_another_epoch_is_not_used():
+    loader = _loader()
+    loader.load_state_dict({"seed": 7, "epoch": 2, "batch": 2})
+    assert _epoch(loader, 3) == _epoch(_loader(), 3)
+
+
+def test_processes_carry_on_their_own_shares():
+    for rank in range(2):
+        loader = _loader(rank=rank, world_size=2)
+        whole = _epoch(loader, 1)
+        loader.load_state_dict({"seed": 7, "epoch": 1, "batch": 1})
+        assert [t for batch in loader for t in batch.targets_B.tolist()] == whole[16:]
+
+
+def test_lightning_takes_a_loader_for_one_that_can_be_carried_on():
+    assert isinstance(_loader(), _Stateful)
+
+
+def test_a_position_in_another_order_is_refused():
+    message = (
+        "the position is one in the order of seed 8, the batches come in that of seed 7. "
+        "Next: --set trainer.seed=8"
+    )
+    with pytest.raises(DataError, match=message):
+        _loader().load_state_dict({"seed": 8, "epoch": 0, "batch": 1})

@@ -1,0 +1,1 @@
+"""What happens beside the training itself: its history, its safety, and what is watched."""

@@ -1,0 +1,168 @@
+"""What fetching would take, asked of the servers before the first byte is fetched."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import requests
+import urllib3
+
+from pipeline.download import (
+    SPARE_BYTES,
+    TIMEOUT,
+    MirrorError,
+    check_room,
+    describe,
+    free_bytes,
+    is_fetched,
+    open_session,
+    resumable_bytes,
+    total_bytes,
+)
+
+_SIZE = re.compile(r"bytes 0-0/([0-9]{1,18})")
+
+
+@dataclass(frozen=True)
+class RemoteFile:
+    """A file and the addresses that serve the same bytes of it.
+
+    Attributes:
+        name: what it is called on disk.
+        urls: http or https addresses, in the order in which they are tried.
+        sha256: hex digest, None where none is known.
+    """
+
+    name: str
+    urls: tuple[str, ...]
+    sha256: str | None = None
+
+
+@dataclass(frozen=True)
+class PlannedFile:
+    """A raw file: there, or to be fetched.
+
+    Attributes:
+        name: its name.
+        urls: addresses to fetch it from; none for a file of the user's.
+        target: where it is or will be.
+        bytes: size of the whole file, None where no server says.
+        is_present: it is there, nothing need be fetched.
+        resumable_bytes: already fetched of a file that is not there yet.
+        problem: why no server says how large it is; empty where one does.
+    """
+
+    name: str
+    urls: tuple[str, ...]
+    target: Path
+    bytes: int | None
+    is_present: bool
+    resumable_bytes: int = 0
+    problem: str = ""
+
+    @property
+    def missing_bytes(self) -> int:
+        """Bytes that have to be fetched, 0 where nobody knows."""
+        return 0 if self.is_present else max(0, (self.bytes or 0) - self.resumable_bytes)
+
+
+def present_file(path: Path) -> PlannedFile:
+    """Return the plan of a file that is there."""
+    return PlannedFile(path.name, (), path, path.stat().st_size, is_present=True)
+
+
+def plan_download(editions: Sequence[RemoteFile], folder: Path) -> PlannedFile:
+    """Find out what has to be fetched for one file; nothing is written.
+
+    Args:
+        editions: the file in one or several compressions. One that is there is taken, else the
+            first that a server has.
+        folder: where it would go.
+
+    Raises:
+        DataError: the file is there but was changed after it was fetched.
+    """
+    for file in editions:
+        target = folder / file.name
+        if is_fetched(target, file.urls):
+            return present_file(target)
+    problems = []
+    with open_session(attempts=1, backoff_s=0.1) as session:
+        for file in editions:
+            for url in file.urls:
+                try:
+                    return _planned(file, folder, _ask_bytes(session, url))
+                except (MirrorError, requests.RequestException, urllib3.exceptions.HTTPError) as e:
+                    problems.append(f"{url}: {describe(e)}")
+    return _planned(editions[0], folder, None, "; ".join(problems))
+
+
+def check_room_for(files: Sequence[PlannedFile], folder: Path) -> None:
+    """Refuse to begin where the disk cannot hold all files together.
+
+    Raises:
+        DataError: too few bytes are free.
+    """
+    missing = [file for file in files if file.missing_bytes]
+    if missing:
+        names = " and ".join(file.name for file in missing)
+        check_room(folder, f"fetching {names}", sum(file.missing_bytes for file in missing))
+
+
+def format_plan(files: Sequence[PlannedFile], folder: Path) -> str:
+    """Return what has to be fetched as lines for a terminal.
+
+    Args:
+        files: all raw files of a domain.
+        folder: where they would go; it need not exist.
+    """
+    missing = [file for file in files if not file.is_present]
+    known = sum(file.missing_bytes for file in missing)
+    unknown = sum(file.bytes is None for file in missing)
+    lines = ["raw files", *(f"  {file.name:<40}{_describe(file)}" for file in files)]
+    if missing:
+        more = f", and {unknown} of unknown size" if unknown else ""
+        lines.append(
+            f"  to fetch: {known:,} bytes{more}; requests: {len(missing)}; "
+            f"{free_bytes(folder):,} bytes are free in {folder}, {SPARE_BYTES:,} are left free"
+        )
+    return "\n".join(lines)
+
+
+def _planned(file: RemoteFile, folder: Path, size: int | None, problem: str = "") -> PlannedFile:
+    target = folder / file.name
+    return PlannedFile(
+        name=file.name,
+        urls=file.urls,
+        target=target,
+        bytes=size,
+        is_present=False,
+        resumable_bytes=resumable_bytes(target, file.urls),
+        problem=problem,
+    )
+
+
+def _ask_bytes(session: requests.Session, url: str) -> int | None:
+    """Ask how large a file is, of a server that may not know HEAD for one byte."""
+    with session.head(url, timeout=TIMEOUT, allow_redirects=True) as answer:
+        if answer.status_code == 200 and "Content-Length" in answer.headers:
+            return total_bytes(answer, 0)
+    one_byte = {"Range": "bytes=0-0"}
+    with session.get(url, headers=one_byte, stream=True, timeout=TIMEOUT) as answer:
+        if answer.status_code == 200:  # and the whole file: it is not read
+            return total_bytes(answer, 0)
+        size = _SIZE.fullmatch(answer.headers.get("Content-Range", ""))
+        if answer.status_code != 206 or size is None:
+            raise MirrorError(f"HTTP {answer.status_code}")
+        return int(size[1])
+
+
+def _describe(file: PlannedFile) -> str:
+    size = "size unknown" if file.bytes is None else f"{file.bytes:,} bytes"
+    if file.is_present:
+        return f"{size}, on disk at {file.target}"
+    kept = f", {file.resumable_bytes:,} on disk" if file.resumable_bytes else ""
+    return f"{size}{kept}, to fetch from {file.problem or file.urls[0]}"
