@@ -7,8 +7,8 @@ eighth of an optimizer step, as in the default of eight batches per step.
 
 Operations of the floor: twice the multiplications of every matrix product on the way from real
 positions to the loss, three times (forward and both gradients), the adapters' twice (features
-have no gradient); every item is encoded once; nothing for padding, for positions of the last
-fusion that nobody reads, for element-wise work.
+have no gradient); every item is encoded once; nothing for padding, for positions that the last
+fusion does not read, for element-wise work.
 Bytes of the floor: every weight read twice and its gradient written once, every feature read
 twice, every tensor that our step keeps for its backward pass written once and read once.
 """
@@ -47,16 +47,20 @@ SPARED_MEMORY = 3 * GIB  # left to everybody else by a formulation that would ta
 def forward_operations(size: Size, lengths_B: Tensor) -> tuple[int, int, int]:
     """Return the operations of one forward pass: of reading histories, of adapters, of scores."""
     config = size.config
-    D, E, H = config.d_model, config.d_inner, config.num_heads
+    D, E, H, K = config.d_model, config.d_inner, config.num_heads, config.d_conv
     S, F, M = config.num_groups * config.d_state, config.d_feed_forward, 2
-    positions, rows = int(lengths_B.sum()), len(lengths_B)
-    pairs = int((lengths_B * (lengths_B + 1) // 2).sum())
-    per_position = M * D * (2 * E + 2 * S + H) + M * E * D + 2 * D * F + D * (E + 2 * S + H)
-    per_row = 2 * D * E + 2 * D * F
-    per_pair = M * H * (config.d_state + config.head_dim)
-    model = positions * per_position + rows * per_row + pairs * per_pair
+    # Text: gate, x, B, C, step, output and feed-forward; image and the fusion's source: x, B, step.
+    positions = int(lengths_B.sum())
+    products = positions * D * ((2 * E + 2 * S + H) + E + 2 * F + 2 * (E + S + H))
+    # Image: gate, output and query where the fusion's convolution looks, C where that of C does.
+    products += int(lengths_B.clamp(max=K).sum()) * D * (2 * E + S)
+    products += int(lengths_B.clamp(max=2 * K - 1).sum()) * D * S
+    # The fusion's gate, output and feed-forward at the last position.
+    products += len(lengths_B) * D * (2 * E + 2 * F)
+    pairs = lengths_B * (lengths_B + 1) // 2 + lengths_B * (lengths_B.clamp(max=K) + 1)
+    model = products + int(pairs.sum()) * H * (config.d_state + config.head_dim)
     adapters = M * (size.num_items + 1) * FEATURE_WIDTH * D
-    return 2 * model, 2 * adapters, 2 * rows * (size.num_items + 1) * D
+    return 2 * model, 2 * adapters, 2 * len(lengths_B) * (size.num_items + 1) * D
 
 
 def step_operations(size: Size, lengths_B: Tensor) -> int:

@@ -94,6 +94,22 @@ class MMM4Rec(nn.Module):
         user_BD: Tensor = streams[-1]
         return user_BD
 
+    @torch.no_grad()
+    def shared_outputs(self, batch: SequenceBatch) -> list[Tensor]:
+        """Return what each layer's TiSSD makes of the streams, (M, B, L, D) per layer.
+
+        For watching: `forward` leaves out positions that nobody reads, this does not.
+        """
+        streams = self.item_encoder(batch.items_BL)
+        time = (
+            self.time_encoder(batch.timestamps_BL, batch.lengths_B) if self.time_encoder else None
+        )
+        outputs: list[Tensor] = []
+        for layer in self.layers:
+            outputs.append(layer.get_submodule("ti_ssd")(torch.stack(streams), time)[0])
+            streams, time = layer(streams, time)
+        return outputs
+
     def item_matrix(self) -> Tensor:
         """Return items_ID for `score`, the padding item in row 0."""
         return self.item_encoder.candidates(None)

@@ -22,7 +22,7 @@ from pipeline.schema import Count
 from pipeline.tables import RAW_INTERACTION_SCHEMA
 
 ROWS_IN_MEMORY = 1 << 19  # of the blocks, before they are spilled
-NUM_PARTS = 32  # files that the users are spread over
+NUM_PARTS = 64  # files that the users are spread over
 THREADS = 2  # parts in memory at once
 
 _SPILLED = {**RAW_INTERACTION_SCHEMA, "asin": pl.UInt32}
@@ -137,10 +137,15 @@ def _read_part(folder: Path, duplicates: Duplicates, k: int, number: int) -> _Pa
         num_read=len(read),
         num_distinct=len(distinct),
         num_users=len(users_U),
-        users=users_U.filter(enough_U),
+        users=_compact(users_U.filter(enough_U)),
         rows=rows.select(*_CODED),
         pairs=pairs,
     )
+
+
+def _compact(names: pl.Series) -> pl.Series:
+    """Copy the names: filtered ones would keep the memory of all that they were taken from."""
+    return pl.Series(names.name, names.to_arrow())
 
 
 def _join(parts: list[_Part]) -> pl.DataFrame:

@@ -11,12 +11,10 @@ import requests
 import urllib3
 
 from pipeline.download import (
-    SPARE_BYTES,
     TIMEOUT,
     MirrorError,
     check_room,
     describe,
-    free_bytes,
     is_fetched,
     open_session,
     resumable_bytes,
@@ -112,26 +110,6 @@ def check_room_for(files: Sequence[PlannedFile], folder: Path) -> None:
         check_room(folder, f"fetching {names}", sum(file.missing_bytes for file in missing))
 
 
-def format_plan(files: Sequence[PlannedFile], folder: Path) -> str:
-    """Return what has to be fetched as lines for a terminal.
-
-    Args:
-        files: all raw files of a domain.
-        folder: where they would go; it need not exist.
-    """
-    missing = [file for file in files if not file.is_present]
-    known = sum(file.missing_bytes for file in missing)
-    unknown = sum(file.bytes is None for file in missing)
-    lines = ["raw files", *(f"  {file.name:<40}{_describe(file)}" for file in files)]
-    if missing:
-        more = f", and {unknown} of unknown size" if unknown else ""
-        lines.append(
-            f"  to fetch: {known:,} bytes{more}; requests: {len(missing)}; "
-            f"{free_bytes(folder):,} bytes are free in {folder}, {SPARE_BYTES:,} are left free"
-        )
-    return "\n".join(lines)
-
-
 def _planned(file: RemoteFile, folder: Path, size: int | None, problem: str = "") -> PlannedFile:
     target = folder / file.name
     return PlannedFile(
@@ -158,11 +136,3 @@ def _ask_bytes(session: requests.Session, url: str) -> int | None:
         if answer.status_code != 206 or size is None:
             raise MirrorError(f"HTTP {answer.status_code}")
         return int(size[1])
-
-
-def _describe(file: PlannedFile) -> str:
-    size = "size unknown" if file.bytes is None else f"{file.bytes:,} bytes"
-    if file.is_present:
-        return f"{size}, on disk at {file.target}"
-    kept = f", {file.resumable_bytes:,} on disk" if file.resumable_bytes else ""
-    return f"{size}{kept}, to fetch from {file.problem or file.urls[0]}"

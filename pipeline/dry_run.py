@@ -41,7 +41,9 @@ def plan_domain(domain: str, config: Config, *, source: str | None = None) -> di
     expected = named.published.items if named.published else None
     return {
         "domain": named.name,
-        "files": [{**asdict(file), "target": str(file.target)} for file in files],
+        "files": [
+            {**asdict(file), "urls": list(file.urls), "target": str(file.target)} for file in files
+        ],
         "bytes_to_fetch": sum(file.missing_bytes for file in missing),
         "files_of_unknown_size": sum(file.bytes is None for file in missing),
         "file_requests": len(missing),
@@ -63,11 +65,9 @@ def plan_images(work: Path, expected_items: int | None, config: Config) -> dict[
         (one per item whose image is not known yet), least_seconds at the allowed rate, and
         least_bytes by the mean size of the images at hand (None without any).
     """
-    items, known = expected_items, pl.DataFrame(schema={"asin": pl.String, "bytes": pl.UInt32})
+    items = left = expected_items
     is_estimate = not (work / "tables" / RAW_ITEMS).is_file()
-    if (work / "images" / OUTCOMES).is_file():
-        known = pl.read_parquet(work / "images" / OUTCOMES, columns=["asin", "bytes"])
-    left = items
+    known = _known_outcomes(work / "images" / OUTCOMES)
     if not is_estimate:
         table = pl.read_parquet(work / "tables" / RAW_ITEMS, columns=["asin", "image_urls"])
         items = len(table)
@@ -81,6 +81,14 @@ def plan_images(work: Path, expected_items: int | None, config: Config) -> dict[
         "least_seconds": None if left is None else round(left / config.images.rate_per_host),
         "least_bytes": None if left is None or size is None else round(left * float(size)),  # type: ignore[arg-type]
     }
+
+
+def _known_outcomes(path: Path) -> pl.DataFrame:
+    """Return asin and bytes of the URLs that have been asked."""
+    if not path.is_file():
+        return pl.DataFrame(schema={"asin": pl.String, "bytes": pl.UInt32})
+    asked = pl.read_parquet(path, columns=["asin", "bytes", "status"])
+    return asked.filter(pl.col("status") != "skipped").select("asin", "bytes")
 
 
 def format_plan(plan: dict[str, Any]) -> str:

@@ -11,7 +11,7 @@ import time
 import warnings
 import zlib
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -98,11 +98,35 @@ def fetch_images(
     """
     log = OutcomeLog(folder)
     if config.enabled:
-        fetcher = _ImageFetcher(folder, Fetcher(config, sleep), config)
+        fetcher = ImageFetcher(folder, Fetcher(config, sleep), config)
         fetcher.recall(log.known, retry_temporary)
-        with bombs_are_errors():
-            _run(items["image_urls"].to_list(), fetcher, log, config.connections, progress)
+        tally = Tally(len(items), 0)
+        fetch_items(items["image_urls"].to_list(), fetcher, log, tally, progress)
     return log.finish(items, config.size_variants)
+
+
+def fetch_items(
+    all_urls: Sequence[list[str] | None],
+    fetcher: ImageFetcher,
+    log: OutcomeLog,
+    tally: Tally,
+    progress: Progress | None = None,
+) -> None:
+    """Ask for the URLs of some items or of all; write what becomes known.
+
+    Args:
+        all_urls: of each item; null: none.
+        fetcher: knows what need not be asked; it is closed at the end.
+        log: gets the new outcomes.
+        tally: counts the items, those that need not be asked as well.
+        progress: called with items done and all items of the tally.
+
+    Raises:
+        DataError: many items depend on a host that does not answer: the log has what is known.
+        OSError: a file cannot be written; the log has what is known.
+    """
+    with bombs_are_errors():
+        _run(all_urls, fetcher, log, tally, progress)
 
 
 def decode_image(data: bytes, max_pixels: int) -> Image.Image:
@@ -148,10 +172,17 @@ def bombs_are_errors() -> Iterator[None]:
         yield
 
 
-class _ImageFetcher:
+class ImageFetcher:
     """Answers each URL once, whichever threads ask; new answers go into `fresh`."""
 
     def __init__(self, folder: Path, fetcher: Fetcher, config: ImagesConfig) -> None:
+        """Know of no URL yet.
+
+        Args:
+            folder: gets the files.
+            fetcher: of the bytes.
+            config: limits.
+        """
         self.fetcher = fetcher
         self.fresh: SimpleQueue[Outcome] = SimpleQueue()
         self._folder = folder
@@ -163,6 +194,11 @@ class _ImageFetcher:
         self._spent: Counter[str] = Counter()  # attempts that came to nothing as a host was silent
         self._asking = threading.Lock()
         self._storing = threading.Lock()
+
+    @property
+    def connections(self) -> int:
+        """Requests under way at once."""
+        return self._config.connections
 
     def recall(self, known: dict[str, Outcome], retry_temporary: bool) -> None:
         """Take over what earlier runs found, but for what is to be asked again."""
@@ -305,18 +341,18 @@ class _Doubted:
 
 
 def _run(
-    all_urls: list[list[str] | None],
-    fetcher: _ImageFetcher,
+    all_urls: Sequence[list[str] | None],
+    fetcher: ImageFetcher,
     log: OutcomeLog,
-    connections: int,
+    tally: Tally,
     progress: Progress | None,
 ) -> None:
     """Ask for all items' URLs, a bounded number of items at a time; write what becomes known."""
-    num_threads = THREADS_PER_CONNECTION * connections
+    num_threads = THREADS_PER_CONNECTION * fetcher.connections
     executor = ThreadPoolExecutor(num_threads, thread_name_prefix="images")
     waiting = [urls for urls in map(listed, all_urls) if not fetcher.is_settled(urls)]
     queue = ItemQueue(waiting, fetcher.fetcher.wait)
-    tally = Tally(len(all_urls), len(all_urls) - len(waiting))
+    tally.done += len(all_urls) - len(waiting)
     under_way: dict[Future[list[Outcome]], Urls] = {}
     finished: SimpleQueue[Future[list[Outcome]]] = SimpleQueue()
     written_at = time.monotonic()
@@ -350,7 +386,7 @@ def _run(
         log.flush()
 
 
-def _collect(fetcher: _ImageFetcher, log: OutcomeLog) -> None:
+def _collect(fetcher: ImageFetcher, log: OutcomeLog) -> None:
     while not fetcher.fresh.empty():
         log.add(fetcher.fresh.get())
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import math
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +16,6 @@ from pipeline.releases import INTERACTIONS, InteractionFields, check_rows
 from pipeline.tables import RAW_INTERACTION_SCHEMA
 
 _REPLACEMENT = "\N{REPLACEMENT CHARACTER}"  # stands where a line was not UTF-8
-_BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 _BLANK = " \t\r\x0b\x0c"
 _SAMPLE_BYTES = 1 << 14  # of the beginning of a file, from which its kind is told
 _TYPES: dict[str, Any] = {"rating": pl.Float32, "timestamp": pl.Int64}
@@ -146,7 +146,7 @@ class Ratings:
 
 def _is_plain(block: bytes) -> bool:
     """Whether the parser of CSV has nothing to pass over: no space, mark or end inside a line."""
-    if block.startswith(_BYTE_ORDER_MARK) or _REPLACEMENT.encode() in block:
+    if block.startswith(codecs.BOM_UTF8) or _REPLACEMENT.encode() in block:
         return False
     has_space = b" " in block or b"\t" in block
     has_return = b"\r" in block and block.count(b"\r") != block.count(b"\r\n")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import zlib
 from collections import deque
 from collections.abc import Generator, Iterable, Iterator
@@ -28,7 +29,6 @@ BAD_LINE_SCHEMA = {
 Content = Literal["CSV", "JSON lines", "tab-separated lines"]
 
 _GZIP = b"\x1f\x8b"
-_BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 _PACKED_BYTES = 1 << 19  # read of a gzip at once; some megabytes of text
 _SIGNATURES = {
     _GZIP: "a gzip inside a gzip",
@@ -42,8 +42,8 @@ _SIGNATURES = {
     b"\x89PNG": "a PNG picture",
     b"\xff\xd8\xff": "a JPEG picture",
     b"\x80\x04": "a Python pickle",
-    b"\xff\xfe": "text in UTF-16",
-    b"\xfe\xff": "text in UTF-16",
+    codecs.BOM_UTF16_LE: "text in UTF-16",
+    codecs.BOM_UTF16_BE: "text in UTF-16",
     b"version https://git-lfs": "a Git LFS pointer, not the file itself",
 }
 
@@ -113,15 +113,15 @@ def read_blocks(path: Path, content: Content) -> Iterator[bytes]:
             more than MAX_LINE_BYTES, or it is something else than `content`.
     """
     blocks = _whole_lines(path, content)
-    with ThreadPoolExecutor(1, "read") as reader:
-        try:
-            ahead = deque(reader.submit(next, blocks, b"") for _ in range(BLOCKS_AHEAD))
-            while block := ahead.popleft().result():
-                ahead.append(reader.submit(next, blocks, b""))
-                yield block
-        finally:
-            reader.shutdown(cancel_futures=True)
-            blocks.close()
+    reader = ThreadPoolExecutor(1, "read")
+    try:
+        ahead = deque(reader.submit(next, blocks, b"") for _ in range(BLOCKS_AHEAD))
+        while block := ahead.popleft().result():
+            ahead.append(reader.submit(next, blocks, b""))
+            yield block
+    finally:
+        reader.shutdown(cancel_futures=True)
+        blocks.close()
 
 
 def split_lines(block: bytes) -> list[bytes]:
@@ -149,7 +149,7 @@ def _whole_lines(path: Path, content: Content) -> Generator[bytes]:
     for data in _joined(_read(path)):
         if is_head:
             _check_content(path, data, content)
-            data, is_head = data.removeprefix(_BYTE_ORDER_MARK), False
+            data, is_head = data.removeprefix(codecs.BOM_UTF8), False
         end = data.rfind(b"\n") + 1
         if end:
             yield rest + data[:end]
@@ -229,7 +229,7 @@ def _looks_like(head: bytes) -> str | None:
     for signature, name in _SIGNATURES.items():
         if head.startswith(signature):
             return name
-    lines = head.removeprefix(_BYTE_ORDER_MARK).lstrip()[:4096].split(b"\n", 2)
+    lines = head.removeprefix(codecs.BOM_UTF8).lstrip()[:4096].split(b"\n", 2)
     first, second = lines[0], lines[1] if len(lines) > 1 else b""
     if not first:
         return "an empty file"

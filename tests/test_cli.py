@@ -15,7 +15,10 @@ DOMAIN = "MiniOffice"
 TRAINING = "--domain --data-dir --runs-dir --config --set --json"
 VERBS = {
     "prepare": "--domain --source --data-dir --text-encoder --image-encoder --no-images --config "
-    "--set --json",
+    "--set --json --release --require-image --retry --allow-private-hosts --max-bad-lines --audit "
+    "--dry-run",
+    "import-official": "--config --out --domain --data-dir --json",
+    "export-official": "--out --light --json",
     "pretrain": TRAINING,
     "finetune": f"{TRAINING} --ckpt",
     "evaluate": "--ckpt --domain --data-dir --runs-dir --set --json",
@@ -63,6 +66,32 @@ def test_every_verb_explains_its_options(invoke, verb, monkeypatch):
     assert set(VERBS[verb].split()) <= set(re.findall(r"--[a-z-]+", plain))
     described = cli.app.registered_commands
     assert {command.name or command.callback.__name__ for command in described} >= {verb}
+
+
+def test_a_dry_run_says_what_would_be_fetched_and_writes_nothing(prepare, tmp_path):
+    result = prepare(tmp_path / "data", DOMAIN, "--dry-run")
+    assert result.exit_code == 0, result.stderr
+    assert result.stdout.splitlines()[0] == DOMAIN
+    assert "  to fetch         0 bytes in 0 requests; " in result.stdout
+    as_json = prepare(tmp_path / "data", DOMAIN, "--dry-run", "--json")
+    (plan,) = json.loads(as_json.stdout)
+    assert (plan["domain"], plan["bytes_to_fetch"]) == (DOMAIN, 0)
+    assert not (tmp_path / "data").exists()
+
+
+def test_the_named_options_of_prepare_reach_the_settings(prepare, assert_fails, tmp_path):
+    options = ("--require-image", "--max-bad-lines", "7", "--audit", "--retry", "temporary")
+    result = prepare(tmp_path, DOMAIN, *options, "--set", "prepare.k_core=2")
+    assert result.exit_code == 0, result.stderr
+    assert "text features: audit of " in result.stdout
+    manifest = json.loads((tmp_path / "prepared" / DOMAIN / "manifest.json").read_text())
+    assert manifest["parameters"]["prepare"]["require_image"] is True
+    assert manifest["parameters"]["prepare"]["max_bad_lines"] == 7
+    assert manifest["counts"][-1]["step"] == "2-core again"
+    assert_fails(
+        prepare(tmp_path, DOMAIN, "--retry", "all"), 2, "--retry all: allowed is temporary"
+    )
+    assert_fails(prepare(tmp_path, DOMAIN, "--release", "2014"), 2, "prepare.release", "2014")
 
 
 def test_prepare_shows_the_card(prepare, world, tmp_path):

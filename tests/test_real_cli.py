@@ -52,9 +52,7 @@ def magazines(invoke, folder):
     source = Path(REAL_DATA) / "amazon2018" / MAGAZINES
     where = ("--domain", MAGAZINES, "--source", source, "--data-dir", folder / "data")
     started = time.perf_counter()
-    result = invoke(
-        "prepare", *where, "--text-encoder", "minilm", "--image-encoder", "pixels", "--json"
-    )
+    result = invoke("prepare", *where, "--text-encoder", "minilm", "--no-images", "--json")
     return time.perf_counter() - started, result
 
 
@@ -68,11 +66,25 @@ def test_magazines_are_prepared(magazines, folder):
     assert card["images"]["with_url"] == 111
     items = pl.read_parquet(folder / "data/prepared" / MAGAZINES / "items.parquet")
     assert (items["image_status"] == "missing").sum() == 126 - 111
-    outcomes = pl.read_parquet(folder / "data/work" / MAGAZINES / "images/outcomes.parquet")
-    assert outcomes["status"].is_in(["ok", "permanent", "temporary"]).all()
-    assert outcomes.filter(pl.col("status") != "ok")["error"].null_count() == 0
-    tried = items.filter(pl.col("image_urls").list.len() > 0)["item_id"]
-    assert set(outcomes["item_id"]) == set(tried)
+    assert card["published"]["rows"][0]["found"] == card["published"]["rows"][0]["published"]
+    assert card["published"]["first_difference"] is None
+    assert card["ambiguous_order_share"] == 0.5563
+
+
+def test_magazines_whose_picture_host_is_silent_lose_nothing(
+    invoke, folder, tmp_path, assert_fails
+):
+    """The addresses are Amazon's: where there is no network the stage ends and says so."""
+    source = Path(REAL_DATA) / "amazon2018" / MAGAZINES
+    where = ("--domain", MAGAZINES, "--source", source, "--data-dir", tmp_path)
+    proxy = ("--set", "images.host_failures=2", "--text-encoder", "hashing")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("http_proxy", "http://127.0.0.1:9")
+        patch.setenv("https_proxy", "http://127.0.0.1:9")
+        result = invoke("prepare", *where, "--image-encoder", "pixels", *proxy)
+    assert_fails(result, 1, "does not answer|not answer|silent", "--no-images")
+    again = invoke("prepare", *where, "--image-encoder", "pixels", "--no-images", *proxy[2:])
+    assert again.exit_code == 0, again.stderr
 
 
 def test_magazines_are_learned_evaluated_and_recommended(magazines, finetune, invoke, folder):

@@ -1,6 +1,7 @@
 """TiCoSSD: one stream asks what another one answers (arXiv:2506.02916).
 
-Shape letters: B batch, L length, D d_model, E d_inner, H heads, S groups * state.
+Shape letters: B batch, L length, W positions of a window, D d_model, E d_inner, H heads,
+S groups * state.
 """
 
 from __future__ import annotations
@@ -8,9 +9,10 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from mmm4rec.config import ModelConfig
-from mmm4rec.layers.gated_ssd import GatedSSD, at_position
+from mmm4rec.layers.gated_ssd import GatedSSD
 from mmm4rec.layers.linear import CausalConv, Linear, SplitLinear
 from mmm4rec.layers.time import TimeScale
+from mmm4rec.layers.window import Window
 
 
 class TiCoSSD(nn.Module):
@@ -35,24 +37,30 @@ class TiCoSSD(nn.Module):
         query_BLD: Tensor,
         source_BLD: Tensor,
         time_BHL: Tensor | None,
-        last_B: Tensor | None = None,
+        window: Window | None = None,
     ) -> Tensor:
         """Ask the source.
 
         Args:
-            query_BLD: the asking stream.
+            query_BLD: the asking stream; with a window only its positions, (B, W, D).
             source_BLD: the answering stream.
             time_BHL: the filtered time signal; None: no time.
-            last_B: the only position of each row that is wanted; None: all.
+            window: the positions of the asking stream that the answer at the last of them hangs
+                on, `d_conv` of them where rows have as many. None: all, and all are answered.
 
         Returns:
-            The answer before residual and norm, (B, L, D) or (B, D).
+            The answer before residual and norm, (B, L, D), or (B, 1, D) at a window's end.
         """
+        C_BLS, read_at_BW, asked_BLD = self.query_proj(query_BLD), None, source_BLD
+        if window is not None:
+            last = window.narrow(1)
+            C_BLS, read_at_BW = C_BLS * window.real_BW[..., None], last.at_BW
+            query_BLD, asked_BLD = query_BLD[:, -1:], last.take(source_BLD)
         x_BLE, B_BLS, dt_BLH = self.source_proj(source_BLD)
         x_BLE, B_BLS = self.source_conv(x_BLE, B_BLS)
-        (C_BLS,) = self.query_conv(self.query_proj(query_BLD))
+        (C_BLS,) = self.query_conv(C_BLS)
         r_BLH = self.time_scale(time_BHL) if self.time_scale is not None else None
-        y_BLE = self.ssd.mix(x_BLE, dt_BLH, B_BLS, C_BLS, r_BLH)
-        both_BLD = at_position(query_BLD, last_B) + at_position(source_BLD, last_B)
-        answer_BLD: Tensor = self.ssd(at_position(y_BLE, last_B), self.gate_proj(both_BLD))
+        C_BLS = C_BLS[:, -query_BLD.shape[1] :]
+        y_BLE = self.ssd.mix(x_BLE, dt_BLH, B_BLS, C_BLS, r_BLH, read_at_BW)
+        answer_BLD: Tensor = self.ssd(y_BLE, self.gate_proj(query_BLD + asked_BLD))
         return answer_BLD

@@ -18,19 +18,10 @@ INITIAL_STEP = (1e-3, 0.1)  # drawn log-uniformly
 INITIAL_DECAY = (1.0, 16.0)  # of -A, drawn uniformly
 
 
-def at_position(x_BLD: Tensor, index_B: Tensor | None) -> Tensor:
-    """Return one position of each row, (..., B, D); all of them where `index_B` is None."""
-    if index_B is None:
-        return x_BLD
-    rows_B = torch.arange(len(index_B), device=index_B.device)
-    return x_BLD[..., rows_B, index_B, :]
-
-
 class GatedSSD(nn.Module):
     """W_o RMSNorm(SSD(x, dt, B, C) * SiLU(z)) + b_o.
 
-    `mix` runs over positions, `forward` does the rest: it is position-wise, so that a caller who
-    needs the last position only picks it in between.
+    `mix` runs over positions, `forward` does the rest, position by position.
     """
 
     def __init__(self, config: ModelConfig) -> None:
@@ -61,7 +52,13 @@ class GatedSSD(nn.Module):
         return output_BLD
 
     def mix(
-        self, x_BLE: Tensor, dt_BLH: Tensor, B_BLS: Tensor, C_BLS: Tensor, r_BLH: Tensor | None
+        self,
+        x_BLE: Tensor,
+        dt_BLH: Tensor,
+        B_BLS: Tensor,
+        C_BLS: Tensor,
+        r_BLH: Tensor | None,
+        read_at_BW: Tensor | None = None,
     ) -> Tensor:
         """Run the SSD.
 
@@ -69,9 +66,10 @@ class GatedSSD(nn.Module):
             x_BLE: input, (..., L, E).
             dt_BLH: step before bias and softplus, (..., L, H).
             B_BLS: what enters the state, all groups side by side, S = G * N.
-            C_BLS: what reads the state, likewise.
+            C_BLS: what reads the state, likewise, at all positions or at those of `read_at_BW`.
             r_BLH: time's factor of `dt_BLH`, over `max_len` positions, broadcastable to it;
                 None: 1.
+            read_at_BW: the only positions at which the state is read; None: all.
         """
         if r_BLH is not None:
             dt_BLH = at_least_float32(dt_BLH) * r_BLH[..., : dt_BLH.shape[-2], :]
@@ -85,5 +83,6 @@ class GatedSSD(nn.Module):
             self.dt_bias,
             skip=self.skip,
             backend=self.backend,
+            read_at_BW=read_at_BW,
         )
         return y_BLHP.flatten(-2).unflatten(0, x_BLE.shape[:-2])

@@ -1,6 +1,6 @@
 """One layer: the shared TiSSD over all streams, then the chain of fusions (arXiv:2506.02916).
 
-Shape letters: M modalities, B batch, L length, D d_model, H heads.
+Shape letters: M modalities, B batch, L length, W positions of a window, D d_model, H heads.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ from mmm4rec.layers.co_ti_ssd import TiCoSSD
 from mmm4rec.layers.dropout import Dropout
 from mmm4rec.layers.feed_forward import build_feed_forward
 from mmm4rec.layers.fourier import FourierFilter
-from mmm4rec.layers.gated_ssd import at_position
 from mmm4rec.layers.norm import LayerNorm
 from mmm4rec.layers.ti_ssd import TiSSD
 from mmm4rec.layers.time import TimeSignal
+from mmm4rec.layers.window import Window, last_window
 
 
 class Fusion(nn.Module):
@@ -37,18 +37,20 @@ class Fusion(nn.Module):
         query_BLD: Tensor,
         source_BLD: Tensor,
         time_BHL: Tensor | None,
-        last_B: Tensor | None = None,
+        window: Window | None = None,
     ) -> Tensor:
-        """Return the fused stream, (B, L, D), or (B, D) at `last_B`.
+        """Return the fused stream, (B, L, D), or (B, 1, D) at the end of a window.
 
         Args:
-            query_BLD: the asking stream.
+            query_BLD: the asking stream; with a window only its positions, (B, W, D).
             source_BLD: the fused stream so far.
             time_BHL: the filtered time signal; None: no time.
-            last_B: the only position of each row that is wanted; None: all.
+            window: see `TiCoSSD.forward`.
         """
-        answer_BLD = self.co_ssd(query_BLD, source_BLD, time_BHL, last_B)
-        both_BLD = at_position(query_BLD, last_B) + at_position(source_BLD, last_B)
+        answer_BLD = self.co_ssd(query_BLD, source_BLD, time_BHL, window)
+        if window is not None:
+            query_BLD, source_BLD = query_BLD[:, -1:], window.narrow(1).take(source_BLD)
+        both_BLD = query_BLD + source_BLD
         fused_BLD: Tensor = self.feed_forward(self.norm(self.dropout(answer_BLD) + both_BLD))
         return fused_BLD
 
@@ -71,6 +73,8 @@ class Layer(nn.Module):
     ) -> None:
         super().__init__()
         updates_time = not is_last or len(modalities) > 1
+        # The last fusion asks at one position, with what its convolution sees before it.
+        self.query_width = config.d_conv if len(modalities) > 1 else 1
         self.ti_ssd = TiSSD(config, use_time=use_time, updates_time=updates_time)
         self.norms = nn.ModuleDict(
             {name: LayerNorm(config.d_model, eps=config.norm_eps) for name in modalities}
@@ -94,19 +98,42 @@ class Layer(nn.Module):
         Returns:
             The streams, the last one being (B, D) where `last_B` is given, and the updated time.
         """
-        last_alone_B = last_B if len(streams) == 1 else None
-        mixed_MBLD, time = self.ti_ssd(torch.stack(streams), time, last_alone_B)
-        first, *others = (
-            norm(self.dropout(mixed_BLD) + at_position(x_BLD, last_alone_B))
-            for norm, mixed_BLD, x_BLD in zip(self.norms.values(), mixed_MBLD, streams, strict=True)
+        window = (
+            None if last_B is None else last_window(last_B, self.query_width, streams[-1].shape[1])
         )
+        r_MBLH, updated = self.ti_ssd.read_time(time)
+        first, *others = self._mix(streams, r_MBLH, window)
         outputs = [self.feed_forward(first)]
-        fused_time_BHL = time.of_modality(0) if time else None
+        fused_time_BHL = updated.of_modality(0) if updated else None
         for index, fusion in enumerate(self.fusions.values(), start=1):
-            if time and fused_time_BHL is not None:
+            if updated and fused_time_BHL is not None:
                 fused_time_BHL = fusion.get_submodule("filter")(
-                    time.of_modality(index), fused_time_BHL, time.mask_BHL
+                    updated.of_modality(index), fused_time_BHL, updated.mask_BHL
                 )
-            wanted_B = last_B if index == len(others) else None
-            outputs.append(fusion(others[index - 1], outputs[-1], fused_time_BHL, wanted_B))
-        return outputs, time
+            wanted = window if index == len(others) else None
+            outputs.append(fusion(others[index - 1], outputs[-1], fused_time_BHL, wanted))
+        if window is not None:
+            outputs[-1] = outputs[-1].squeeze(1)
+        return outputs, updated
+
+    def _mix(
+        self, streams: list[Tensor], r_MBLH: Tensor | None, window: Window | None
+    ) -> list[Tensor]:
+        """Return the streams behind the shared block, the last one at its window alone."""
+        whole = streams if window is None else streams[:-1]
+        mixed: list[Tensor] = []
+        if whole:
+            mixed += self.ti_ssd.mix(torch.stack(whole), _of(r_MBLH, slice(len(whole))))
+        if window is not None:
+            last_1BLD = streams[-1][None]
+            mixed += self.ti_ssd.mix(last_1BLD, _of(r_MBLH, slice(-1, None)), window)
+            streams = [*whole, window.take(streams[-1])]
+        return [
+            norm(self.dropout(mixed_BLD) + x_BLD)
+            for norm, mixed_BLD, x_BLD in zip(self.norms.values(), mixed, streams, strict=True)
+        ]
+
+
+def _of(r_MBLH: Tensor | None, modalities: slice) -> Tensor | None:
+    """Return the factor of some modalities, which may be one for all."""
+    return r_MBLH if r_MBLH is None or len(r_MBLH) == 1 else r_MBLH[modalities]

@@ -37,10 +37,12 @@ class SplitLinear(Linear):
         super().__init__(in_features, sum(widths))
         self.widths = list(widths)
 
-    def forward(self, input: Tensor) -> tuple[Tensor, ...]:  # type: ignore[override]
-        """Return one (..., width) tensor per width."""
+    def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:  # type: ignore[override]
+        """Return one (..., width) tensor per width, from one input for each or one for all."""
         weights, biases = self.weight.split(self.widths), self.bias.split(self.widths)
-        return tuple(F.linear(input, w, b) for w, b in zip(weights, biases, strict=True))
+        if len(inputs) == 1:
+            inputs *= len(self.widths)
+        return tuple(F.linear(x, w, b) for x, w, b in zip(inputs, weights, biases, strict=True))
 
 
 class CausalConv(nn.Module):
@@ -64,7 +66,10 @@ class CausalConv(nn.Module):
         nn.init.uniform_(self.bias, -bound, bound)
 
     def forward(self, *parts_LC: Tensor) -> tuple[Tensor, ...]:
-        """Convolve and activate parts, each (..., L, C), whose channels add up."""
+        """Convolve and activate parts, each (..., L, C), whose channels add up.
+
+        Parts may differ in their number of positions.
+        """
         widths = [part_LC.shape[-1] for part_LC in parts_LC]
         weights, biases = self.weight.split(widths), self.bias.split(widths)
         return tuple(

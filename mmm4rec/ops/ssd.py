@@ -4,7 +4,7 @@
     y_l = C_l . h_l + skip
 
 Shape letters: B batch, L length, H heads, P head width, G groups of B and C (dividing the heads),
-N state; K is a second index over positions.
+N state; K is a second index over positions, W those at which the state is read.
 """
 
 from __future__ import annotations
@@ -47,6 +47,7 @@ def ssd(
     *,
     skip: Skip = "unscaled",
     backend: Backend = "auto",
+    read_at_BW: Tensor | None = None,
 ) -> Tensor:
     """Run the selective state space over each sequence (Mamba-2, arXiv:2405.21060).
 
@@ -55,7 +56,7 @@ def ssd(
         dt_BLH: step before bias and softplus, (B, L, H).
         A_H: decay rate per head, negative.
         B_BLGN: how the input enters the state; G divides H, neighbouring heads share a group.
-        C_BLGN: how the state is read.
+        C_BLGN: how the state is read; (B, W, G, N) with `read_at_BW`.
         D_H: weight of the skip term.
         dt_bias_H: added to `dt_BLH` inside the softplus.
         skip: `unscaled` adds D x as Mamba-2 does. Differs from the official code, which adds
@@ -63,16 +64,28 @@ def ssd(
         backend: `recurrent` (step by step, the oracle), `quadratic` (one decay matrix, for short
             sequences), `mamba` (mamba-ssm's Triton kernels) or `auto`, which is `mamba` on CUDA
             where it is installed and `quadratic` elsewhere.
+        read_at_BW: the only positions at which the state is read, int64, none of them twice in a
+            row; None: all.
 
     Returns:
-        y_BLHP in the type of `x_BLHP`. Steps, decay and sums are float32 at least.
+        y_BLHP, or y_BWHP, in the type of `x_BLHP`. Steps, decay and sums are float32 at least.
 
     Raises:
         ConfigError: `mamba` is asked for where it is not installed or there is no CUDA.
     """
     assert x_BLHP.shape[2] % B_BLGN.shape[2] == 0, "the groups divide the heads"
-    run = _BACKENDS[_choose(x_BLHP) if backend == "auto" else backend]
-    return run(x_BLHP, dt_BLH, A_H, B_BLGN, C_BLGN, D_H, dt_bias_H, skip).to(x_BLHP.dtype)
+    chosen = _choose(x_BLHP) if backend == "auto" else backend
+    if chosen == "quadratic":
+        read = _quadratic(x_BLHP, dt_BLH, A_H, B_BLGN, C_BLGN, D_H, dt_bias_H, skip, read_at_BW)
+        return read.to(x_BLHP.dtype)
+    run = _RECURRENCES[chosen]
+    if read_at_BW is None:
+        return run(x_BLHP, dt_BLH, A_H, B_BLGN, C_BLGN, D_H, dt_bias_H, skip).to(x_BLHP.dtype)
+    # These go through all positions anyway: elsewhere nothing is read.
+    at_BWGN = read_at_BW[:, :, None, None].expand_as(C_BLGN)
+    C_BLGN = torch.zeros_like(B_BLGN).scatter(1, at_BWGN, C_BLGN.to(B_BLGN.dtype))
+    y_BLHP = run(x_BLHP, dt_BLH, A_H, B_BLGN, C_BLGN, D_H, dt_bias_H, skip).to(x_BLHP.dtype)
+    return y_BLHP.take_along_dim(read_at_BW[:, :, None, None], dim=1)
 
 
 def available_backends() -> tuple[str, ...]:
@@ -140,10 +153,13 @@ def _quadratic(
     D_H: Tensor,
     dt_bias_H: Tensor,
     skip: Skip,
+    read_at_BW: Tensor | None,
 ) -> Tensor:
+    if read_at_BW is None:
+        read_at_BW = torch.arange(x_BLHP.shape[1], device=x_BLHP.device).expand(len(x_BLHP), -1)
     return in_pieces(
         functools.partial(_quadratic_piece, skip=skip),
-        (x_BLHP, B_BLGN, C_BLGN, dt_BLH),
+        (x_BLHP, B_BLGN, C_BLGN, dt_BLH, read_at_BW),
         (A_H, D_H, dt_bias_H),
     )
 
@@ -151,37 +167,42 @@ def _quadratic(
 def _quadratic_piece(
     x_BLHP: Tensor,
     B_BLGN: Tensor,
-    C_BLGN: Tensor,
+    C_BWGN: Tensor,
     dt_BLH: Tensor,
+    read_at_BW: Tensor,
     A_H: Tensor,
     D_H: Tensor,
     dt_bias_H: Tensor,
     skip: Skip,
 ) -> Tensor:
-    num_groups = B_BLGN.shape[2]
+    num_groups, length = B_BLGN.shape[2], x_BLHP.shape[1]
+    # Where the state is read, as distances: 0 at the position itself, positive before it.
+    distance_BWK = read_at_BW[..., None] - torch.arange(length, device=x_BLHP.device)
     with full_precision(x_BLHP):
         step_BHL = _step(dt_BLH, dt_bias_H).mT
-        decay_BHLK = _decay(at_least_float32(A_H)[:, None] * step_BHL)
+        log_decay_BHL = at_least_float32(A_H)[:, None] * step_BHL
+        decay_BHWK = _decay(log_decay_BHL, read_at_BW, distance_BWK)
         skip_BHL = at_least_float32(D_H)[:, None] * (
             step_BHL if skip == "scaled_by_step" else torch.ones_like(step_BHL)
         )
-    affinity_BGLK = torch.matmul(C_BLGN.transpose(1, 2), B_BLGN.permute(0, 2, 3, 1))
-    # Step and skip join the L x L matrix, which is smaller than x: y is then one product.
-    kernel_BHLK = decay_BHLK * step_BHL[:, :, None, :]
-    kernel_BGRLK = kernel_BHLK.unflatten(1, (num_groups, -1)) * affinity_BGLK[:, :, None]
-    kernel_BHLK = kernel_BGRLK.flatten(1, 2)
-    kernel_BHLK.diagonal(dim1=-2, dim2=-1).add_(skip_BHL)
-    y_BHLP = torch.matmul(kernel_BHLK.to(x_BLHP.dtype), x_BLHP.transpose(1, 2))
-    return y_BHLP.transpose(1, 2)
+        own_BHWK = skip_BHL[:, :, None] * (distance_BWK == 0)[:, None]
+    affinity_BGWK = torch.matmul(C_BWGN.transpose(1, 2), B_BLGN.permute(0, 2, 3, 1))
+    # Step and skip join the W x L matrix, which is smaller than x: y is then one product.
+    kernel_BHWK = decay_BHWK * step_BHL[:, :, None, :]
+    kernel_BGRWK = kernel_BHWK.unflatten(1, (num_groups, -1)) * affinity_BGWK[:, :, None]
+    kernel_BHWK = kernel_BGRWK.flatten(1, 2) + own_BHWK
+    y_BHWP = torch.matmul(kernel_BHWK.to(x_BLHP.dtype), x_BLHP.transpose(1, 2))
+    return y_BHWP.transpose(1, 2)
 
 
-def _decay(log_decay_BHL: Tensor) -> Tensor:
-    """Return exp(sum of log_decay over k+1..l) for k <= l and 0 above, (B, H, L, K)."""
+def _decay(log_decay_BHL: Tensor, read_at_BW: Tensor, distance_BWK: Tensor) -> Tensor:
+    """Return exp(sum of log_decay over k+1..w) for k <= w and 0 above, (B, H, W, K)."""
     total_BHL = log_decay_BHL.cumsum(-1)
-    length = total_BHL.shape[-1]
+    total_BHW = total_BHL.take_along_dim(read_at_BW[:, None], -1)
     # Above the diagonal the difference is positive and its exp may overflow: -inf goes in first.
-    future_LK = total_BHL.new_full((length, length), -torch.inf).triu(1)
-    return torch.exp(total_BHL[..., :, None] - total_BHL[..., None, :] + future_LK)
+    later_BWK = torch.zeros_like(distance_BWK, dtype=total_BHL.dtype)
+    later_BWK = later_BWK.masked_fill(distance_BWK < 0, -torch.inf)
+    return torch.exp(total_BHW[..., :, None] - total_BHL[..., None, :] + later_BWK[:, None])
 
 
 def _mamba(
@@ -243,8 +264,4 @@ def _load_kernel(x_BLHP: Tensor) -> Callable[..., Any]:
     return module.mamba_chunk_scan_combined
 
 
-_BACKENDS: dict[str, Callable[..., Tensor]] = {
-    "recurrent": _recurrent,
-    "quadratic": _quadratic,
-    "mamba": _mamba,
-}
+_RECURRENCES: dict[str, Callable[..., Tensor]] = {"recurrent": _recurrent, "mamba": _mamba}

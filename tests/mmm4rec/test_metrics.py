@@ -7,10 +7,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torchmetrics.functional.retrieval import retrieval_normalized_dcg
 
+from mmm4rec import batch as sizes
 from mmm4rec.metrics import (
     RankingMetrics,
     TargetRank,
     bootstrap_intervals,
+    catalogue_rank,
     ndcg,
     recall,
     target_rank,
@@ -62,6 +64,31 @@ def test_ndcg_agrees_with_torchmetrics_on_random_and_tied_scores():
             relevance_I[targets_B[row] - 1] = 1
             theirs = retrieval_normalized_dcg(scores_BI[row, 1:], relevance_I)
             assert ours_B[row].item() == pytest.approx(theirs.item(), rel=1e-5)
+
+
+@pytest.mark.parametrize("padding_candidate", [False, True])
+@pytest.mark.parametrize("rows", [1, 4, 50])
+def test_rank_in_pieces_is_the_rank_of_all_scores(monkeypatch, rows, padding_candidate):
+    monkeypatch.setattr(sizes, "LEAST_ROWS_AT_ONCE", rows)
+    monkeypatch.setattr(sizes, "SCORES_AT_ONCE", {"cpu": 1})
+    generator = torch.Generator().manual_seed(0)
+    user_BD, items_ID = (
+        torch.randint(-2, 3, (count, 2), generator=generator).float() for count in (11, 40)
+    )
+    targets_B = torch.randint(1, 40, (11,), generator=generator)
+    options = {"padding_candidate": padding_candidate}
+    expected = target_rank(user_BD @ items_ID.T, targets_B, **options)
+    found = catalogue_rank(user_BD, items_ID, targets_B, **options)
+    assert expected.tied_B.any()
+    assert torch.equal(found.better_B, expected.better_B)
+    assert torch.equal(found.tied_B, expected.tied_B)
+
+
+def test_a_score_that_is_not_finite_is_an_error_in_pieces():
+    with pytest.raises(ValueError, match="1 of 2 users have a score that is not finite"):
+        catalogue_rank(
+            torch.tensor([[1.0], [float("inf")]]), torch.ones(3, 1), torch.tensor([1, 1])
+        )
 
 
 def test_a_score_that_is_not_finite_is_an_error():

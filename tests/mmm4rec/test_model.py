@@ -196,6 +196,40 @@ def test_bfloat16_is_close_and_scores_are_float32():
     torch.testing.assert_close(scores_BI, exact_BI, rtol=0.05, atol=0.2)
 
 
+@pytest.mark.parametrize("quirks", [{}, OFFICIAL["model"]], ids=["corrected", "official"])
+@pytest.mark.parametrize("rows", [1, 3])
+def test_rows_read_by_length_are_rows_read_together(monkeypatch, rows, quirks):
+    model = build_model(num_layers=2, **quirks).double()
+    # Not in the order of their lengths.
+    order_B = torch.tensor([2, 0, 3, 1])
+    whole = build_batch()
+    batch = replace(
+        whole, **{f: getattr(whole, f)[order_B] for f in ("items_BL", "lengths_B", "timestamps_BL")}
+    )
+    expected_BD = model(whole)[order_B]
+    monkeypatch.setattr("mmm4rec.model.ROWS_AT_ONCE", rows)
+    torch.testing.assert_close(model(batch), expected_BD, rtol=1e-12, atol=1e-12)
+    loss = model(batch).square().sum()
+    found = torch.autograd.grad(loss, tuple(model.layers.parameters()))
+    monkeypatch.undo()
+    expected = torch.autograd.grad(model(whole).square().sum(), tuple(model.layers.parameters()))
+    for ours, theirs in zip(found, expected, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-10)
+
+
+def test_shared_outputs_are_those_of_each_layer():
+    model, batch = build_model(num_layers=2), build_batch()
+    seen = []
+    for layer in model.layers:
+        layer.register_forward_pre_hook(lambda layer, args: seen.append((layer, args)))
+    outputs = model.shared_outputs(batch)
+    assert [len(x) for x in (outputs, seen)] == [2, 2]
+    for output_MBLD, (layer, (streams, time)) in zip(outputs, seen, strict=True):
+        assert output_MBLD.shape == (2, 4, 6, 8)
+        for stream, mixed in zip(streams, output_MBLD, strict=True):
+            torch.testing.assert_close(layer.ti_ssd(stream[None], time)[0][0], mixed)
+
+
 def test_scoring_is_one_product():
     model, batch = build_model(), build_batch()
     user_BD, items_ID = model(batch), model.item_matrix()

@@ -11,7 +11,6 @@ from pipeline.download_plan import (
     PlannedFile,
     RemoteFile,
     check_room_for,
-    format_plan,
     plan_download,
     present_file,
 )
@@ -166,28 +165,3 @@ def test_all_files_must_fit_on_the_disk_together(tmp_path, monkeypatch):
         check_room_for([_planned("a", 61), *files[1:]], tmp_path)
     monkeypatch.setattr(download_module, "free_bytes", lambda folder: 0)
     check_room_for(files[2:], tmp_path)
-
-
-def test_the_plan_as_text(tmp_path, monkeypatch):
-    monkeypatch.setattr("pipeline.download_plan.free_bytes", lambda folder: 5_000_000_000)
-    files = [
-        _planned("Books.csv", 1_234_567),
-        _planned("b.json.gz", 2_000, resumable_bytes=1_500),
-        _planned("c", None, problem="http://a/x: HTTP 404"),
-        _planned("d", 12, is_present=True, target="/raw/d"),
-    ]
-    assert format_plan(files, "/raw").splitlines() == [
-        "raw files",
-        "  Books.csv                               1,234,567 bytes, to fetch from http://a/x",
-        "  b.json.gz                               2,000 bytes, 1,500 on disk, to fetch from "
-        "http://a/x",
-        "  c                                       size unknown, to fetch from http://a/x: "
-        "HTTP 404",
-        "  d                                       12 bytes, on disk at /raw/d",
-        "  to fetch: 1,235,067 bytes, and 1 of unknown size; requests: 3; 5,000,000,000 bytes are "
-        "free in /raw, 268,435,456 are left free",
-    ]
-    assert format_plan(files[3:], "/raw").splitlines()[1:] == [
-        "  d                                       12 bytes, on disk at /raw/d"
-    ]
-    assert "1,234,567 bytes; requests: 1;" in format_plan(files[:1], "/raw")

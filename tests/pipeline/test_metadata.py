@@ -211,7 +211,10 @@ def test_images_of_2023_are_the_largest_first_and_of_a_size_the_main_one(tmp_pat
     [
         ({"hi_res": ["a", None], "large": ["b"], "thumb": 5}, ["a", "b"]),
         ({"hi_res": ["a", "b"], "variant": ["X"]}, ["a", "b"]),
-        ([None, "x", {"hi_res": "a", "thumb": ["z"]}, {"large": "c", "variant": {"a": 1}}], ["a", "c"]),
+        (
+            [None, "x", {"hi_res": "a", "thumb": ["z"]}, {"large": "c", "variant": {"a": 1}}],
+            ["a", "c"],
+        ),
         ([], []),
         ({}, []),
         ("x", []),

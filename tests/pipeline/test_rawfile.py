@@ -1,11 +1,12 @@
 import gzip
+import threading
 import tracemalloc
 
 import pytest
 
 from mmm4rec.errors import DataError
 from pipeline import rawfile
-from pipeline.rawfile import BAD_LINE_SCHEMA, Quarantine, read_blocks, split_lines
+from pipeline.rawfile import BAD_LINE_SCHEMA, Quarantine, first_lines, read_blocks, split_lines
 
 ROWS = b"B1,u1,5.0,1\nB2,u2,4.0,2\n"
 
@@ -35,8 +36,63 @@ def test_a_byte_order_mark_is_not_part_of_the_first_field(tmp_path):
     assert _read(_write(tmp_path, b"\xef\xbb\xbf" + ROWS)) == ROWS
 
 
-def test_several_gzip_members_are_one_file(tmp_path):
-    assert _read(_write(tmp_path, gzip.compress(ROWS) + gzip.compress(ROWS))) == 2 * ROWS
+@pytest.mark.parametrize("padding", [b"", b"\0" * 3, b"\0" * (1 << 20)])
+def test_several_gzip_members_are_one_file(tmp_path, padding):
+    members = [gzip.compress(part) for part in (b"", ROWS[:5], ROWS[5:], ROWS)]
+    blocks = list(read_blocks(_write(tmp_path, padding.join(members) + padding), "CSV"))
+    assert blocks == [2 * ROWS]
+
+
+def test_what_follows_a_gzip_and_is_none_says_so(tmp_path):
+    with pytest.raises(DataError, match=r"file.csv: the gzip is damaged \(.*header check"):
+        _read(_write(tmp_path, gzip.compress(ROWS) + b"more"))
+
+
+@pytest.mark.parametrize("pack", [bytes, gzip.compress])
+def test_a_large_file_comes_in_blocks_of_bounded_size(tmp_path, monkeypatch, pack):
+    monkeypatch.setattr(rawfile, "BLOCK_BYTES", 1 << 12)
+    lines = b"".join(b"B%d,u,5.0,%d\n" % (n, n) for n in range(10_000))
+    blocks = list(read_blocks(_write(tmp_path, pack(lines)), "CSV"))
+    assert b"".join(blocks) == lines
+    assert max(map(len, blocks)) <= 3 << 12
+    assert min(map(len, blocks[:-1])) >= 1 << 11
+
+
+def test_a_reader_that_is_left_alone_reads_no_further_than_two_blocks(tmp_path, monkeypatch):
+    read = []
+    pieces = rawfile._read
+
+    def count(path):
+        for piece in pieces(path):
+            read.append(piece)
+            yield piece
+
+    monkeypatch.setattr(rawfile, "BLOCK_BYTES", 1 << 12)
+    monkeypatch.setattr(rawfile, "_read", count)
+    before = threading.active_count()
+    blocks = read_blocks(_write(tmp_path, ROWS * 10_000), "CSV")
+    next(blocks)
+    blocks.close()
+    assert 1 <= len(read) <= 1 + rawfile.BLOCKS_AHEAD
+    assert threading.active_count() == before
+
+
+def test_damage_is_reported_after_the_blocks_before_it(tmp_path, monkeypatch):
+    monkeypatch.setattr(rawfile, "BLOCK_BYTES", 1 << 12)
+    lines = b"".join(b"B%d,u,5.0,%d\n" % (n * n, n) for n in range(10_000))
+    blocks = read_blocks(_write(tmp_path, gzip.compress(lines)[:-9]), "CSV")
+    found = []
+    with pytest.raises(DataError, match="the gzip ends early"):
+        found.extend(blocks)
+    assert lines.startswith(b"".join(found))
+    assert sum(map(len, found)) > len(lines) // 2
+    assert list(blocks) == []
+
+
+def test_first_lines_are_whole():
+    assert first_lines(b"ab\r\ncd\nef", 7) == [b"ab", b"cd"]
+    assert first_lines(b"ab\ncd", 5) == [b"ab", b"cd"]
+    assert first_lines(b"abcdef\n", 3) == [b""]
 
 
 def test_lines_end_with_lf_or_crlf():
@@ -74,8 +130,14 @@ def test_a_damaged_gzip_says_so(tmp_path):
         (gzip.compress(gzip.compress(ROWS)), "a gzip inside a gzip"),
         (b"version https://git-lfs.github.com/spec/v1\n", "a Git LFS pointer"),
         (ROWS.decode().encode("utf-16-le"), "a binary file, or text in UTF-16"),
+        (ROWS.decode().encode("utf-16"), "text in UTF-16"),
+        (b"\xfe\xff" + ROWS.decode().encode("utf-16-be"), "text in UTF-16"),
         (b'{"asin": "B1"}\n{"asin": "B2"}\n', "JSON lines"),
         (b'{\n  "asin": "B1"\n}\n', "JSON spread over several lines"),
+        (b'{"asin": "B1",\r\n "title": "x"}\r\n', "JSON spread over several lines"),
+        (b'{"asin": {\n  "a": 1}\n}\n', "JSON spread over several lines"),
+        (b'{"asin": "B1"\n}\n', "JSON spread over several lines"),
+        (b'{"asin": "B1"\n{"asin": "B2"}\n', "JSON lines"),
         (b'[{"asin": "B1"}]', "JSON spread over several lines, or one JSON list"),
         (b"{'asin': 'B1'}\n", "Python literals"),
         (b"user_id:token\titem_id:token\n1\t2\n", "tab-separated lines"),

@@ -7,11 +7,13 @@ from pathlib import Path
 
 import pytest
 
+from mmm4rec.config import PrepareConfig
 from pipeline.amazon import read_interactions, read_metadata
 from pipeline.atomic import AtomicFiles, read_atomic
-from pipeline.filtering import drop_exact_duplicates, k_core, keep_items
+from pipeline.filtering import k_core
 from pipeline.inputs import resolve_inputs
 from pipeline.splitting import ambiguous_order_share, assign_ids
+from pipeline.survivors import filter_amazon
 from pipeline.tables import write_parquet
 
 REAL_DATA = os.environ.get("MMM4REC_REAL_DATA")
@@ -27,34 +29,35 @@ def _magazines(real_data):
     return resolve_inputs("Magazine_Subscriptions", str(folder), Path("unused"))
 
 
-def magazine_tables(real_data):
-    files = _magazines(real_data)
-    unique = drop_exact_duplicates(read_interactions(files.interactions).rows)
-    metadata = read_metadata(files.metadata, keep=k_core(unique, 5)["asin"])
-    core = k_core(keep_items(unique, metadata.asins), 5)
-    numbered = assign_ids(core, metadata.rows)
+def magazine_tables(real_data, folder):
+    found = filter_amazon("Magazine_Subscriptions", _magazines(real_data), PrepareConfig(), folder)
+    numbered = assign_ids(found.interactions, found.metadata)
     return numbered.interactions, numbered.users, numbered.items
 
 
-def test_magazines_have_the_known_counts_at_each_step():
+def test_magazines_are_read_line_by_line():
     files = _magazines(REAL_DATA)
     ratings, metadata = read_interactions(files.interactions), read_metadata(files.metadata)
-    unique = drop_exact_duplicates(ratings.rows)
-    joined = keep_items(unique, metadata.asins)
-    core = k_core(joined, 5)
     assert (ratings.lines, ratings.rows.height, ratings.bad_lines.height) == (89_689, 89_689, 0)
     assert (metadata.lines, metadata.rows.height, metadata.bad_lines.height) == (3_385, 2_320, 0)
-    assert unique.height == 88_468
-    assert joined.height == 84_139
-    assert core.height == 1_950
-    assert (core["user"].n_unique(), core["asin"].n_unique()) == (284, 126)
-    assert ambiguous_order_share(core) == pytest.approx(158 / 284)
-    days = core["timestamp"] % 86_400
-    assert (days == 0).all()
+    assert (ratings.rows["timestamp"] % 86_400 == 0).all()
 
 
-def test_magazines_have_clean_texts():
-    _, _, items = magazine_tables(REAL_DATA)
+def test_magazines_have_the_known_counts_at_each_step(tmp_path):
+    files = _magazines(REAL_DATA)
+    found = filter_amazon("Magazine_Subscriptions", files, PrepareConfig(), tmp_path)
+    assert [(count.step, count.interactions) for count in found.counts] == [
+        ("read", 89_689),
+        ("exact duplicates removed", 88_468),
+        ("with metadata", 84_139),
+        ("5-core", 1_950),
+    ]
+    assert (found.counts[-1].users, found.counts[-1].items) == (284, 126)
+    assert ambiguous_order_share(found.interactions) == pytest.approx(158 / 284)
+
+
+def test_magazines_have_clean_texts(tmp_path):
+    _, _, items = magazine_tables(REAL_DATA, tmp_path)
     assert items.height == 126
     assert (items["title"] == "").sum() == 124  # an unclosed tag is all that Amazon left of them
     for column in ("title", "brand", "text"):
@@ -66,12 +69,10 @@ def test_magazines_have_clean_texts():
 def test_only_the_items_of_the_core_need_be_held():
     files = _magazines(REAL_DATA)
     everything = read_metadata(files.metadata)
-    wanted = k_core(drop_exact_duplicates(read_interactions(files.interactions).rows), 5)["asin"]
+    wanted = k_core(read_interactions(files.interactions).rows, 5)["asin"].unique()
     kept = read_metadata(files.metadata, keep=wanted)
     assert kept.asins.equals(everything.asins)
-    assert kept.rows.equals(
-        everything.rows.filter(everything.rows["asin"].is_in(wanted.unique().to_list()))
-    )
+    assert kept.rows.equals(everything.rows.filter(everything.rows["asin"].is_in(wanted.to_list())))
 
 
 def test_magazines_are_the_same_bytes_whatever_the_hash_seed_and_threads(tmp_path):
@@ -109,5 +110,7 @@ def test_scientific_atomic_set_has_the_known_counts_and_its_own_numbers():
 
 
 if __name__ == "__main__":  # what the test of the bytes runs, twice
-    for number, table in enumerate(magazine_tables(REAL_DATA)):
-        write_parquet(table, Path(sys.argv[1]) / f"{number}.parquet")
+    to = Path(sys.argv[1])
+    to.mkdir()
+    for number, table in enumerate(magazine_tables(REAL_DATA, to)):
+        write_parquet(table, to / f"{number}.parquet")

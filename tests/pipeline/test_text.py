@@ -1,8 +1,20 @@
+import html
+import sys
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.text import MAX_CHARS, clean, clean_title, cut, encodable, item_text
+from pipeline import text as module
+from pipeline.text import (
+    MAX_CHARS,
+    clean,
+    clean_title,
+    cut,
+    describe_item,
+    encodable,
+    item_text,
+)
 
 
 @pytest.mark.parametrize(
@@ -78,6 +90,42 @@ def test_clean_text_is_one_trimmed_line_of_at_most_max_chars(text, max_chars):
     cleaned.encode()
 
 
+def _clean_plainly(text, max_chars):
+    """The rounds of `clean` on a string, none of them skipped."""
+    text = text[: 4 * max_chars]
+    text = module._HUGE_REFERENCE.sub(" ", text)
+    for _ in range(4):
+        text = html.unescape(text)
+        for markup in (module._SCRIPT, module._TAG, module._UNCLOSED_TAG):
+            text = markup.sub(" ", text)
+    text = module._CONTROL.sub(" ", module._INVISIBLE.sub("", text))
+    return cut(" ".join(text.split()), max_chars)
+
+
+FRAGMENTS = [
+    *["&", "&amp;", "&amp;amp;", "&lt;b&gt;", "&#60;", "&#x", "&#" + "9" * 9, "&nbsp;", "&eacute"],
+    *["<b>", "</b>", "<", ">", "<br ", "<a href='", "<script>", "</script>", "<!--", "-->", '"/>'],
+    *["\ufffd", "\u200b", "\ufeff", "\ud83d", "\U0001f600", "\x00", "\x85", "\u00a0", "\u2028"],
+    *["salt", "Sea ", " ", "\n", "\t", "\u00e9", "12", ";", "=", "\u0661"],
+]
+
+
+@given(st.lists(st.sampled_from(FRAGMENTS), max_size=9).map("".join), st.integers(1, 40))
+def test_clean_skips_only_what_would_change_nothing(text, max_chars):
+    assert clean(text, max_chars) == _clean_plainly(text, max_chars)
+
+
+@given(st.text(), st.integers(1, 30))
+def test_clean_of_any_text_skips_only_what_would_change_nothing(text, max_chars):
+    assert clean(text, max_chars) == _clean_plainly(text, max_chars)
+
+
+def test_all_invisible_characters_are_seen():
+    every = "".join(map(chr, range(sys.maxunicode + 1)))
+    for character in module._INVISIBLE.findall(every) + module._CONTROL.findall(every):
+        assert clean(f"a{character}b", 9) in ("ab", "a b")
+
+
 RECORD = {
     "title": "Sea &amp; Salt",
     "brand": "Maldon",
@@ -86,6 +134,14 @@ RECORD = {
     "feature": ["Vegan", "250 g"],
 }
 JUNK = '<span class="a-size-medium a-color-secondary"'
+
+
+def test_an_item_is_described_by_title_brand_and_text():
+    text = "Sea & Salt. Maldon. Fine flakes From Essex!"
+    assert describe_item("B1", RECORD, "clean") == ("Sea & Salt", "Maldon", text)
+    official = describe_item("B1", RECORD, "official")
+    assert official[:2] == ("Sea & Salt", "Maldon")
+    assert official.text == item_text("B1", RECORD, "official")
 
 
 def test_clean_template_is_title_brand_description():

@@ -1,16 +1,10 @@
 import torch
 
 from mmm4rec.config import ModelConfig
-from mmm4rec.layers.gated_ssd import GatedSSD, at_position
+from mmm4rec.layers.gated_ssd import GatedSSD
 from mmm4rec.ops.ssd import ssd
 
 SIZES = {"d_model": 8, "head_dim": 4, "num_groups": 2, "d_state": 3, "max_len": 6}
-
-
-def test_at_position():
-    x = torch.arange(12).view(1, 2, 3, 2)
-    assert at_position(x, torch.tensor([2, 0])).tolist() == [[[4, 5], [6, 7]]]
-    assert at_position(x, None) is x
 
 
 def test_initial_step_and_decay():

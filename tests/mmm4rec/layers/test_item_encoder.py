@@ -118,3 +118,14 @@ def test_item_bias_starts_at_zero_and_missing_does_not():
     assert module.item_bias["text"].shape == (5, 8)
     assert not module.item_bias["text"].any()
     assert module.modalities["text"].missing.all()
+
+
+def test_the_same_without_gradients_piece_by_piece(monkeypatch):
+    module = encoder(text=features(), image=features(width=2))
+    whole = module.candidates(None)
+    some = module.candidates(torch.tensor([4, 0, 4]))
+    monkeypatch.setattr("mmm4rec.layers.item_encoder.ROWS_AT_ONCE", 2)
+    with torch.no_grad():
+        torch.testing.assert_close(module.candidates(None), whole)
+        torch.testing.assert_close(module.candidates(torch.tensor([4, 0, 4])), some)
+        assert module.candidates(torch.tensor([], dtype=torch.int64)).shape == (0, 8)

@@ -127,3 +127,22 @@ def test_mamba_needs_cuda(monkeypatch):
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
     with pytest.raises(ConfigError, match=r"needs CUDA, but the data is on cpu"):
         ssd(*draw(1, 3, 1, 1, 2, 2, seed=0), backend="mamba")
+
+
+@given(sizes=SIZES, skip=st.sampled_from(["unscaled", "scaled_by_step"]), width=st.integers(1, 9))
+@settings(max_examples=40, deadline=None)
+@pytest.mark.parametrize("backend", ["recurrent", "quadratic"])
+def test_reading_at_some_positions_only(backend, sizes, skip, width):
+    inputs = draw(**sizes)
+    batch, length = inputs[1].shape[:2]
+    order = torch.stack([torch.randperm(length) for _ in range(batch)])[:, :width]
+    C_BWGN = inputs[4].take_along_dim(order[:, :, None, None], 1)
+    whole = ssd(*inputs, skip=skip, backend="recurrent")
+    expected = whole.take_along_dim(order[:, :, None, None], 1)
+    weight = torch.randn_like(expected)
+    gradients = torch.autograd.grad((expected * weight).sum(), inputs)
+    y_BWHP = ssd(*inputs[:4], C_BWGN, *inputs[5:], skip=skip, backend=backend, read_at_BW=order)
+    torch.testing.assert_close(y_BWHP, expected, rtol=1e-10, atol=1e-10)
+    found = torch.autograd.grad((y_BWHP * weight).sum(), inputs)
+    for ours, theirs in zip(found, gradients, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-10)
