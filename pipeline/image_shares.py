@@ -123,8 +123,8 @@ def split_items(all_urls: Sequence[Urls], num_shares: int, with_variants: bool) 
         num_shares: at most; each is as large as the others, if the items allow it.
         with_variants: size variants are addresses, too.
 
-    >>> split_items([["a"], ["b"], ["c", "a"], ["d"], []], 2, with_variants=False)
-    [[['a'], ['c', 'a']], [['b'], ['d'], []]]
+    >>> split_items([["a"], ["b"], ["c", "a"], ["d"]], 2, with_variants=False)
+    [[['a'], ['c', 'a']], [['b'], ['d']]]
     """
     above: dict[str, str] = {}  # from an address towards the one that stands for its group
 

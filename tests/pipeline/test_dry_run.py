@@ -93,5 +93,5 @@ def test_a_server_is_asked_for_sizes_and_published_counts_stand_in(mirror, setti
 
 
 def test_an_unknown_domain_is_an_error(settings):
-    with pytest.raises(ConfigError, match="unknown domain 'Ofice'.*did you mean 'Office'"):
+    with pytest.raises(ConfigError, match=r"unknown domain 'Ofice'.*did you mean 'Office'"):
         plan_domain("Ofice", settings())

@@ -10,8 +10,9 @@ from mmm4rec.config import ImagesConfig
 from pipeline.image_shares import plan_shares, split_items, take_over
 from pipeline.outcomes import PARTS, Outcome, OutcomeLog, candidates
 
-URL = st.sampled_from([f"https://a.example/images/I/{n}._SL{size}_.jpg" for n in "xyz" for size in (50, 99)])  # fmt: skip
-CATALOGUE = st.lists(st.lists(URL | st.sampled_from("abcdefgh"), max_size=3, unique=True))
+SIZES = [f"https://a.example/images/I/{n}._SL{size}_.jpg" for n in "xyz" for size in (50, 99)]
+URL = st.sampled_from([*SIZES, *"abcdefgh"])
+CATALOGUE = st.lists(st.lists(URL, max_size=3, unique=True))
 
 
 @given(CATALOGUE, st.integers(1, 5), st.booleans())
@@ -48,7 +49,9 @@ def test_shares_keep_to_the_pace_of_one_process(catalogue, tmp_path):
     assert pickle.loads(pickle.dumps(shares)) == shares
 
 
-@pytest.mark.parametrize(("workers", "connections", "num_shares"), [(9, 2, 2), (2, 9, 2), (9, 9, 3)])  # fmt: skip
+@pytest.mark.parametrize(
+    ("workers", "connections", "num_shares"), [(9, 2, 2), (2, 9, 2), (9, 9, 3)]
+)
 def test_no_share_without_an_item_or_a_connection(
     workers, connections, num_shares, catalogue, tmp_path
 ):
