@@ -5,6 +5,7 @@ BIN := .venv/bin
 INSTALLED := .venv/.installed
 MINILM := .venv/.minilm
 KERNELS := .venv/.kernels
+RAY := .venv/.ray
 PIP := $(BIN)/python -m pip install --quiet -c .ci/constraints.txt
 PYTEST := $(BIN)/python -m pytest
 
@@ -31,13 +32,18 @@ $(KERNELS): $(INSTALLED)
 	MAMBA_SKIP_CUDA_BUILD=TRUE MAMBA_FORCE_BUILD=TRUE $(PIP) --no-build-isolation --no-deps mamba-ssm
 	@touch $@
 
+# The extra that the tests of Ray jobs need.
+$(RAY): $(INSTALLED)
+	$(PIP) 'ray[data]'
+	@touch $@
+
 demo: $(INSTALLED)  ## a miniature Amazon, from raw files to a fine-tuned recommender (minutes)
 	$(BIN)/mmm4rec demo
 
 test: $(INSTALLED) $(MINILM)  ## the fast tests
 	$(PYTEST)
 
-test-slow: $(INSTALLED) $(MINILM)  ## slow tests, real data and numeric fixtures (where named by the environment)
+test-slow: $(INSTALLED) $(MINILM) $(RAY)  ## slow tests, real data and numeric fixtures (where named by the environment)
 	$(PYTEST) -m "slow or real or parity"
 
 test-kernels: $(KERNELS)  ## mamba-ssm's kernels on the CPU, through Triton's interpreter

@@ -14,7 +14,7 @@ import json
 import statistics
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -26,8 +26,8 @@ SIDES = ("pipeline", "plain json", "plain eval")
 BLOCK = 1 << 23
 
 
-def main() -> None:
-    arguments = _parse()
+def main(argv: Sequence[str] | None = None) -> None:
+    arguments = _parse(argv)
     if arguments.side:
         stages = measure_side(arguments.side, arguments.folder)
         print(json.dumps(stages))
@@ -40,13 +40,13 @@ def main() -> None:
     print(format_growth(measured))
 
 
-def _parse() -> argparse.Namespace:
+def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--ratings", type=int, nargs="+", default=[500_000, 1_600_000, 5_000_000])
     parser.add_argument("--repeat", type=int, default=3)
     parser.add_argument("--folder", type=Path, default=None, help="where the dump is written")
     parser.add_argument("--side", choices=SIDES, help=argparse.SUPPRESS)
-    return parser.parse_args()
+    return parser.parse_args(argv)
 
 
 def measure_size(scratch: Path, ratings: int, repeat: int) -> dict[str, list[Stage]]:

@@ -2,6 +2,8 @@
 
 python -m benchmarks.bench_train [--quick]
 
+On a machine that others use as well, compare busy seconds of one thread (OMP_NUM_THREADS=1).
+
 A step is forward and backward of one batch, gradients added to those of the batch before, and an
 eighth of an optimizer step, as in the default of eight batches per step.
 
@@ -28,6 +30,7 @@ from benchmarks.machine import (
     MemoryMeter,
     answer,
     available_memory,
+    cpu_seconds,
     describe_machine,
     measure_peaks,
     print_table,
@@ -41,7 +44,17 @@ from mmm4rec.loss import catalogue_loss
 from mmm4rec.model import MMM4Rec
 
 ACCUMULATED = 8  # batches per optimizer step
-SPARED_MEMORY = 3 * GIB  # left to everybody else by a formulation that would take all
+_HEADER = (
+    *("", "s/step", "best", "cpu s", "samples/s", "peak MiB", "of ops", "of bytes"),
+    *("ratio", "of best", "of cpu"),
+)
+# Median, fastest and busy seconds: of the step, of the optimizer.
+_TIMES = (
+    ("seconds", "optimizer"),
+    ("seconds_best", "optimizer_best"),
+    ("cpu_best", "optimizer_best"),
+)
+SPARED_MEMORY = 6 * GIB  # left to everybody else by a formulation that would take all
 
 
 def forward_operations(size: Size, lengths_B: Tensor) -> tuple[int, int, int]:
@@ -119,9 +132,11 @@ def measure(job: dict[str, Any]) -> dict[str, Any]:
         value.backward()
 
     found: dict[str, Any] = {}
+    walls: list[float] = []
     meter = MemoryMeter(device)
     step()
-    found["seconds"] = [seconds(step, device) for _ in range(job["steps"])]
+    cpu = [cpu_seconds(lambda: walls.append(seconds(step, device))) for _ in range(job["steps"])]
+    found["seconds"], found["cpu"] = walls, cpu
     found["memory"] = meter.peak()
     if job["optimizer"]:
         optimizer.step()
@@ -165,37 +180,42 @@ def compare(size: Size, arguments: argparse.Namespace) -> None:
     assert ours is not None
     floors = peaks.floors(step_operations(size, lengths_B), ours["bytes"])
     print(f"\n{describe_machine(device, peaks)}")
-    totals = [r and r["seconds"] + r.get("optimizer", 0) / ACCUMULATED for r in results]
-    best = [r and r["seconds_best"] + r.get("optimizer_best", 0) / ACCUMULATED for r in results]
+    columns = [[_total(r, *names) for r in results] for names in _TIMES]
     rows = [
-        _row(name, result, total, fastest, (totals[0], best[0]), floors, size)
-        for name, result, total, fastest in zip(jobs, results, totals, best, strict=True)
+        _row(name, result, times, [column[0] for column in columns], floors, size)
+        for name, result, *times in zip(jobs, results, *columns, strict=True)
     ]
     print_table(
         f"{size.num_items:,} items, batch {size.batch_size}, {size.lengths} rows "
         f"({lengths_B.float().mean():.1f} items on average)",
-        ["", "s/step", "best", "samples/s", "peak MiB", "of ops", "of bytes", "ratio", "of best"],
+        _HEADER,
         rows,
     )
+
+
+def _total(result: dict[str, Any] | None, step: str, optimizer: str) -> float | None:
+    """Return the seconds of a step with its share of the optimizer's."""
+    return None if result is None else result[step] + result.get(optimizer, 0) / ACCUMULATED
 
 
 def _row(
     name: str,
     result: dict[str, Any] | None,
-    total: float | None,
-    best: float | None,
-    plain: tuple[float | None, float | None],
+    times: list[float | None],
+    plain: list[float | None],
     floors: tuple[float, float],
     size: Size,
 ) -> list[str]:
-    if result is None or total is None or best is None:
-        return [name, "out of memory", *[""] * 7]
+    total, best, cpu = times
+    if result is None or total is None or best is None or cpu is None:
+        return [name, "out of memory", *[""] * 9]
     operations, num_bytes = floors
-    ratios = [f"{p / t:.2f}" if p else "" for p, t in zip(plain, (total, best), strict=True)]
+    ratios = [f"{p / t:.2f}" if p else "" for p, t in zip(plain, (total, best, cpu), strict=True)]
     return [
         name,
         f"{total:.3f}",
         f"{best:.3f}",
+        f"{cpu:.3f}",
         f"{size.batch_size / total:,.0f}",
         f"{result['memory'] / MIB:,.0f}",
         f"{operations / best:.0%}",

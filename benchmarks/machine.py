@@ -57,6 +57,16 @@ def seconds(work: Callable[[], object], device: str = "cpu") -> float:
     return time.perf_counter() - began
 
 
+def cpu_seconds(work: Callable[[], object]) -> float:
+    """Return how long all threads of this process together were busy with `work`.
+
+    With one thread this hardly depends on who else is at work on the machine.
+    """
+    began = time.process_time()
+    work()
+    return time.process_time() - began
+
+
 def _finish(device: str) -> None:
     if device != "cpu":
         torch.cuda.synchronize()

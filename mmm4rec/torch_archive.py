@@ -79,6 +79,8 @@ def _what_is_wrong(error: Exception) -> str:
         return error.strerror
     wanted = re.search(r"GLOBAL ([\w.]{1,100})", str(error))
     if wanted:
-        return f"it wants {wanted[1]}, an object whose loading can run code; nothing was loaded"
+        return f"{wanted[1]}, an object whose loading can run code; nothing was loaded"
+    if isinstance(error, pickle.UnpicklingError):  # its text advises to load it all the same
+        return "a damaged archive, or objects that are no tensors"
     reason = " ".join(str(error).split())[:200] or type(error).__name__
     return f"a damaged archive ({reason})"

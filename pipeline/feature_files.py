@@ -8,10 +8,6 @@ Both start at the first item: there is no row for padding.
 
 from __future__ import annotations
 
-import pickle
-import re
-import struct
-import zipfile
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -21,29 +17,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from mmm4rec.errors import DataError
+from mmm4rec.torch_archive import ArchiveError, load_archive
 
 Rows: TypeAlias = NDArray[Any] | Tensor
 
 MAX_WIDTH = 1 << 14
 MAX_ENTRIES = 64  # of a tensor's archive; one has about seven
 MAX_ENTRY_BYTES = 1 << 16  # of an entry that holds no values; a plain tensor's have some hundred
-
-# What a reader of archives raises when bytes are not what it expects.
-_DAMAGED = (
-    pickle.UnpicklingError,
-    zipfile.BadZipFile,
-    struct.error,
-    ArithmeticError,
-    AssertionError,
-    AttributeError,
-    EOFError,
-    LookupError,
-    MemoryError,
-    OSError,
-    RuntimeError,
-    TypeError,
-    ValueError,
-)
 
 
 def open_features(path: Path, num_items: int) -> Rows:
@@ -98,14 +78,14 @@ def _open_floats(path: Path, num_items: int) -> NDArray[np.float32]:
 
 
 def _open_tensor(path: Path, num_items: int) -> Tensor:
+    size, limit = _size(path), 8 * MAX_WIDTH * num_items + MAX_ENTRIES * MAX_ENTRY_BYTES
+    if size > limit:
+        raise DataError(f"{path}: {size} bytes, expected at most {limit} for {num_items} items")
     try:
-        _check_archive(path, num_items)
-        content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except DataError:
-        raise
-    except _DAMAGED as error:
+        content = load_archive(path, max_entries=MAX_ENTRIES, max_entry_bytes=MAX_ENTRY_BYTES)
+    except ArchiveError as error:
         raise DataError(
-            f"{path}: expected one tensor of floats, found {_what_is_wrong(error)}. {_again(path)}"
+            f"{path}: expected one tensor of floats, found {error}. {_again(path)}"
         ) from None
     if isinstance(content, dict):
         tensors = [value for value in content.values() if isinstance(value, Tensor)]
@@ -120,47 +100,11 @@ def _open_tensor(path: Path, num_items: int) -> Tensor:
     return tensors[0].detach()
 
 
-def _check_archive(path: Path, num_items: int) -> None:
-    """Refuse a file whose sizes are not those of one tensor, before any of it is unpacked."""
-    size, limit = _size(path), 8 * MAX_WIDTH * num_items + MAX_ENTRIES * MAX_ENTRY_BYTES
-    if size > limit:
-        raise DataError(f"{path}: {size} bytes, expected at most {limit} for {num_items} items")
-    if not zipfile.is_zipfile(path):
-        raise DataError(
-            f"{path}: not a zip archive, as torch.save writes them since PyTorch 1.6. "
-            f"{_again(path)}"
-        )
-    with zipfile.ZipFile(path) as archive:
-        entries = archive.infolist()
-    large = [
-        entry.filename
-        for entry in entries
-        if entry.file_size > (limit if "/data/" in entry.filename else MAX_ENTRY_BYTES)
-        or entry.compress_type != zipfile.ZIP_STORED
-    ]
-    if large or len(entries) > MAX_ENTRIES:
-        raise DataError(
-            f"{path}: not the archive of one tensor: {len(entries)} entries (at most "
-            f"{MAX_ENTRIES}), compressed or too large: {', '.join(large)[:200] or 'none'}. "
-            f"{_again(path)}"
-        )
-
-
 def _size(path: Path) -> int:
     try:
         return path.stat().st_size
     except OSError as error:
         raise DataError(f"cannot read {path}: {error.strerror}") from None
-
-
-def _what_is_wrong(error: BaseException) -> str:
-    """Name the object that would have been built, or say what the reader did."""
-    forbidden = re.search(r"GLOBAL ([\w.]{1,100})", str(error))
-    if forbidden:
-        return f"{forbidden[1]}, an object whose loading can run code"
-    if isinstance(error, pickle.UnpicklingError):  # its text advises to load it all the same
-        return "a damaged archive or objects that are no tensors"
-    return f"a damaged archive ({next(iter(str(error).splitlines()), type(error).__name__)[:200]})"
 
 
 def _again(path: Path) -> str:

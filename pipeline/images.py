@@ -105,30 +105,6 @@ def fetch_images(
     return log.finish(items, config.size_variants)
 
 
-def fetch_items(
-    all_urls: Sequence[list[str] | None],
-    fetcher: ImageFetcher,
-    log: OutcomeLog,
-    tally: Tally,
-    progress: Progress | None = None,
-) -> None:
-    """Ask for the URLs of some items or of all; write what becomes known.
-
-    Args:
-        all_urls: of each item; null: none.
-        fetcher: knows what need not be asked; it is closed at the end.
-        log: gets the new outcomes.
-        tally: counts the items, those that need not be asked as well.
-        progress: called with items done and all items of the tally.
-
-    Raises:
-        DataError: many items depend on a host that does not answer: the log has what is known.
-        OSError: a file cannot be written; the log has what is known.
-    """
-    with bombs_are_errors():
-        _run(all_urls, fetcher, log, tally, progress)
-
-
 def decode_image(data: bytes, max_pixels: int) -> Image.Image:
     """Decode an image completely.
 
@@ -340,14 +316,27 @@ class _Doubted:
         return self.outage != self.host.num_outages
 
 
-def _run(
+@bombs_are_errors()
+def fetch_items(
     all_urls: Sequence[list[str] | None],
     fetcher: ImageFetcher,
     log: OutcomeLog,
     tally: Tally,
-    progress: Progress | None,
+    progress: Progress | None = None,
 ) -> None:
-    """Ask for all items' URLs, a bounded number of items at a time; write what becomes known."""
+    """Ask for the URLs of some items or of all, a bounded number of items at a time.
+
+    Args:
+        all_urls: of each item; null: none.
+        fetcher: knows what need not be asked; it is closed at the end.
+        log: gets what becomes known, and writes it.
+        tally: counts the items, those that need not be asked as well.
+        progress: called with items done and all items of the tally.
+
+    Raises:
+        DataError: many items depend on a host that does not answer: the log has what is known.
+        OSError: a file cannot be written; the log has what is known.
+    """
     num_threads = THREADS_PER_CONNECTION * fetcher.connections
     executor = ThreadPoolExecutor(num_threads, thread_name_prefix="images")
     waiting = [urls for urls in map(listed, all_urls) if not fetcher.is_settled(urls)]

@@ -64,10 +64,8 @@ def fetch_with_ray(
     take_over(log, folder)
     if config.enabled:
         shares = plan_shares(items, folder, config, log.known, retry_temporary=retry_temporary)
-        reports: list[_Report] = []
         try:
-            with ray_cluster("images.engine", config.workers):
-                reports.extend(_run_shares(shares, len(items), progress))
+            reports = _run_shares(shares, len(items), progress)
         finally:
             take_over(log, folder)
         _check(reports, len(items))
@@ -98,14 +96,15 @@ class _Report:
 
 def _run_shares(
     shares: Sequence[Share], num_items: int, progress: Progress | None
-) -> Iterator[_Report]:
-    import ray
-
+) -> list[_Report]:
     if not shares:
-        return
-    board = ray.remote(_Board).options(num_cpus=0).remote(num_items)
-    with _watched(lambda: ray.get(board.count.remote()), num_items, progress):
-        yield from run_jobs(_Fetching, (board,), shares, len(shares))
+        return []
+    with ray_cluster("images.engine", len(shares)):
+        import ray
+
+        board = ray.remote(_Board).options(num_cpus=0).remote(num_items)
+        with _watched(lambda: ray.get(board.count.remote()), num_items, progress):
+            return list(run_jobs(_Fetching, (board,), shares, len(shares)))
 
 
 class _Fetching:

@@ -30,6 +30,8 @@ from pipeline.model_files import resolve_device
 Row: TypeAlias = dict[str, Any]  # of a Ray data set: plain values by column
 ITEM = "item"  # the only column
 ANSWER_S = 5.0  # within which the head of a cluster answers
+# No word to Ray's makers, and none on the terminal: what matters comes back as an error.
+ENVIRONMENT = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_BACKEND_LOG_LEVEL": "fatal"}
 # What a worker returns instead of raising it, which Ray would wrap.
 FAILURES = (Mmm4RecError, OSError)
 
@@ -56,10 +58,13 @@ def ray_cluster(setting: str, workers: int) -> Iterator[None]:
     if ray.is_initialized():
         yield
         return
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    for name, value in ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
     address = os.environ.get("RAY_ADDRESS")
     if address:
         _check_address(address)
+    for name in ("ray", "ray.data"):
+        logging.getLogger(name).setLevel(logging.ERROR)
     here = {"address": "local", "num_cpus": workers, "include_dashboard": False}
     ray.init(
         **({} if address else here),

@@ -121,9 +121,13 @@ def test_an_archive_larger_than_one_tensor_can_be_is_refused_unread(tmp_path):
 @pytest.mark.parametrize(
     ("entries", "compression", "found"),
     [
-        ({"x/data.pkl": MAX_ENTRY_BYTES + 1}, zipfile.ZIP_STORED, "1 entries .*: x/data.pkl"),
-        ({"x/data/0": 100}, zipfile.ZIP_DEFLATED, "1 entries .*: x/data/0"),
-        ({f"x/data/{n}": 1 for n in range(99)}, zipfile.ZIP_STORED, "99 entries .*: none"),
+        (
+            {"x/data.pkl": MAX_ENTRY_BYTES + 1},
+            zipfile.ZIP_STORED,
+            "entry 'x/data.pkl' is compressed or larger",
+        ),
+        ({"x/data/0": 100}, zipfile.ZIP_DEFLATED, "entry 'x/data/0' is compressed or larger"),
+        ({f"x/data/{n}": 1 for n in range(99)}, zipfile.ZIP_STORED, r"99 entries \(at most 64\)"),
     ],
 )
 def test_an_archive_of_something_else_is_refused_unread(tmp_path, entries, compression, found):
@@ -131,7 +135,7 @@ def test_an_archive_of_something_else_is_refused_unread(tmp_path, entries, compr
     with zipfile.ZipFile(path, "w", compression) as archive:
         for name, size in entries.items():
             archive.writestr(name, bytes(size))
-    with pytest.raises(DataError, match=f"not the archive of one tensor: {found}"):
+    with pytest.raises(DataError, match=rf"found an archive .*{found}"):
         open_features(path, 3)
 
 

@@ -16,7 +16,7 @@ from pipeline import ray_images
 from pipeline.hosts import Host
 from pipeline.image_shares import SHARES
 from pipeline.item_queue import Tally
-from pipeline.outcomes import OUTCOMES, PARTS, OutcomeLog
+from pipeline.outcomes import OUTCOMES, PARTS, OutcomeLog, image_status
 from pipeline.ray_images import fetch_with_ray
 from pipeline.ray_jobs import ray_cluster
 
@@ -95,7 +95,6 @@ def test_the_table_and_the_files_are_those_of_one_process(
     mirror.requests.clear()
     many = fetch_ray(items, tmp_path / "many", lambda *done: seen.append(done))
     assert many.drop(TIMES).equals(one.drop(TIMES))
-    assert many["fetched_at"].null_count() == one["fetched_at"].null_count() > 0
     assert pl.read_parquet(tmp_path / "many" / OUTCOMES).equals(many)
     assert pictures(read_tree, tmp_path / "many") == pictures(read_tree, tmp_path / "one")
     assert mirror.requests == asked
@@ -105,7 +104,7 @@ def test_the_table_and_the_files_are_those_of_one_process(
     assert not mirror.requests
     again = fetch_ray(items, tmp_path / "many", retry_temporary=True)
     assert again.drop(TIMES).equals(one.drop(TIMES))
-    assert {path.split("?")[0] for path in mirror.requests} == {"/503/c", "/half", "/cut_header"}
+    assert set(mirror.requests) == {"/503/c", "/half", "/200/none", "/cut_header"}
 
 
 @pytest.mark.slow
@@ -135,9 +134,9 @@ def test_a_few_items_without_a_host_do_not_matter(mirror, tmp_path, catalogue, f
     items = catalogue(*([url] for url in urls + lost))
     one = fetch(items, tmp_path / "one", host_failures=1, connections=1)
     many = fetch_ray(items, tmp_path / "many", host_failures=1, connections=2)
-    for table in (one, many):
-        assert table["status"].to_list() == ["ok"] * 8 + ["temporary"] * 6
-        assert set(table["error"][8:]) == {"connection", "host_unreachable"}
+    for table in (one, many):  # the run is finished: the table has what was not asked as well
+        status = image_status(items, table, 0)["image_status"]
+        assert status.to_list() == ["ok"] * 8 + ["host_unreachable"] * 6
     asked = Counter(mirror.requests)
     fetch_ray(items, tmp_path / "many", host_failures=1, connections=2)
     assert mirror.requests == asked
@@ -189,12 +188,13 @@ def test_a_killed_run_is_carried_on(mirror, tmp_path, monkeypatch, catalogue, pi
     process = subprocess.Popen(command)
     while mirror.requests.total() < 200 and process.poll() is None:
         time.sleep(0.01)
+    mirror.delay_s = 0.5  # Ray's processes find out a little later
     process.send_signal(signal.SIGKILL)
     assert process.wait() == -signal.SIGKILL
     quiet = -1
-    while quiet != mirror.requests.total():  # Ray's processes find out a little later
+    while quiet != mirror.requests.total():
         quiet = mirror.requests.total()
-        time.sleep(1)
+        time.sleep(2)
     found = [OutcomeLog(share).known for share in (folder / PARTS).glob(f"{SHARES}*")]
     known = {url.removeprefix(mirror.url) for one in found for url in one}
     assert len(found) == 2

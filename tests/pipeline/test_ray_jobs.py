@@ -6,6 +6,7 @@ import socket
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import polars as pl
@@ -24,6 +25,7 @@ from pipeline.features import image_inputs, text_inputs
 from pipeline.ray_jobs import encode_with_ray, ray_cluster
 
 ray = pytest.importorskip("ray", reason="needs the extra [ray]")
+Cluster = pytest.importorskip("ray.cluster_utils", reason="needs the extra [ray]").Cluster
 # Ray copies its own settings, deprecated ones among them.
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:ray.data.context")
 
@@ -68,6 +70,35 @@ def encode_here(made, spec=HASHING):
     for chunk in made.chunks:
         encode_chunk(chunk, encoder)
     finish_features(made)
+
+
+@pytest.mark.slow
+def test_ray_that_is_started_here_is_left_at_the_end():
+    with ray_cluster("features.engine", 3):
+        assert ray.cluster_resources()["CPU"] == 3
+        address = ray.get_runtime_context().gcs_address
+        with ray_cluster("features.engine", 1):  # takes what is there
+            assert ray.cluster_resources()["CPU"] == 3
+        assert ray.is_initialized()
+    assert not ray.is_initialized()
+    with pytest.raises(ConfigError, match="nobody answers"):
+        ray_jobs._check_address(address)
+
+
+@pytest.mark.slow
+def test_the_cluster_that_the_address_names(monkeypatch, tmp_path, read_tree):
+    encode_here(plan(tmp_path / "one"))
+    machines = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
+    try:
+        machines.add_node(num_cpus=1)
+        monkeypatch.setenv("RAY_ADDRESS", machines.address)
+        encode_with_ray(plan(tmp_path / "two"), HASHING, FeaturesConfig(devices=2))
+        assert not ray.is_initialized()
+        with ray_cluster("features.engine", 9):
+            assert ray.cluster_resources()["CPU"] == 2
+    finally:
+        machines.shutdown()
+    assert read_tree(tmp_path / "one") == read_tree(tmp_path / "two")
 
 
 @pytest.mark.slow
@@ -158,7 +189,7 @@ def test_a_killed_run_is_carried_on(tmp_path, read_tree):
 @pytest.mark.usefixtures("cluster")
 def test_another_encoder_in_a_worker_is_refused(tmp_path):
     made = plan(tmp_path)
-    made.record.__dict__["key"] = "other-0"
+    made = replace(made, record=made.record.model_copy(update={"key": "other-0"}))
     message = r"on \S+ has loaded the encoder hashing-\w+, this process other-0\. Next"
     with pytest.raises(DataError, match=message):
         encode_with_ray(made, HASHING, FeaturesConfig(devices=2))
@@ -182,21 +213,6 @@ def test_there_must_be_a_gpu_for_each_worker(tmp_path, monkeypatch):
     message = r"devices is 3, the Ray cluster has 2 GPUs\. Next: --set features\.devices=2,"
     with pytest.raises(ConfigError, match=message):
         encode_with_ray(plan(tmp_path), HASHING, FeaturesConfig(devices=3))
-
-
-@pytest.mark.slow
-def test_ray_that_is_started_here_is_left_at_the_end(monkeypatch):
-    if ray.is_initialized():
-        pytest.skip("the module's Ray is up")
-    with ray_cluster("features.engine", 3):
-        assert ray.cluster_resources()["CPU"] == 3
-        address = ray.get_runtime_context().gcs_address
-        with ray_cluster("features.engine", 1):  # takes what is there
-            assert ray.cluster_resources()["CPU"] == 3
-        assert ray.is_initialized()
-    assert not ray.is_initialized()
-    with pytest.raises(ConfigError, match="nobody answers"):
-        ray_jobs._check_address(address)
 
 
 def test_nothing_is_started_where_all_is_encoded(tmp_path, monkeypatch, read_tree):
