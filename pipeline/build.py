@@ -231,17 +231,19 @@ class _Preparation:
 
     def _images(self, tables: _Tables, retry_temporary: bool) -> pl.DataFrame:
         folder, items = self.work / "images", tables.items
+        fetch_all = _image_engine(self.config)
         found: list[pl.DataFrame] = []
 
         def fetch(into: Path) -> dict[str, Any]:
             say = say_share(self.echo, "images")
             found.append(
-                fetch_images(items, into, self.config.images, say, retry_temporary=retry_temporary)
+                fetch_all(items, into, self.config.images, say, retry_temporary=retry_temporary)
             )
             return {}
 
-        # What is a placeholder is told from what has been fetched.
-        settings = self.config.images.model_dump(mode="json", exclude={"placeholder_items"})
+        # What is a placeholder is told from what has been fetched, by whichever engine.
+        without = {"placeholder_items", "engine", "workers"}
+        settings = self.config.images.model_dump(mode="json", exclude=without)
         if retry_temporary:
             unfinish_stage(folder)
         run_stage("images", folder, [tables.key, settings], fetch, self.echo, resumable=True)
@@ -313,6 +315,14 @@ class _Preparation:
             for one in old.features
             if same and (one.modality, one.key) not in keys
         ]
+
+
+def _image_engine(config: Config) -> Callable[..., pl.DataFrame]:
+    if config.images.engine == "local":
+        return fetch_images
+    from pipeline.ray_images import fetch_with_ray
+
+    return fetch_with_ray
 
 
 def _write_numbered(

@@ -45,7 +45,7 @@ def encode_texts(
         progress: called with items done and all items.
 
     Raises:
-        ConfigError: there are fewer GPUs than processes.
+        ConfigError: there are fewer GPUs than processes, or Ray is missing.
         DataError: the encoder's output is not finite in float16.
     """
     return _encode(text_inputs(items), folder, encoder, config, fingerprint, progress)
@@ -75,7 +75,7 @@ def encode_images(
         progress: called with items done and all items.
 
     Raises:
-        ConfigError: there are fewer GPUs than processes.
+        ConfigError: there are fewer GPUs than processes, or Ray is missing.
         DataError: the encoder's output is not finite in float16.
     """
     files = image_inputs(items)
@@ -116,7 +116,7 @@ def _encode(
         fingerprint=fingerprint,
         num_items=len(items),
     )
-    num_processes = config.devices * config.num_nodes
+    num_processes = config.devices * (1 if config.engine == "ray" else config.num_nodes)
     plan = plan_features(
         folder,
         record,

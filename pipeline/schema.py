@@ -16,6 +16,7 @@ import contextlib
 import hashlib
 import json
 import os
+import platform
 import shutil
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -135,12 +136,13 @@ def atomic_path(path: Path) -> Iterator[Path]:
     `path` is as it was and nothing half-written stays.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.parent / f".{path.name}.{os.getpid()}.tmp"
+    owner = f"{platform.node()}-{os.getpid()}"  # machines may share the folder
+    temporary = path.parent / f".{path.name}.{owner}.tmp"
     _remove(temporary)
     try:
         yield temporary
         if path.is_dir() and temporary.is_dir():
-            retired = path.parent / f".{path.name}.{os.getpid()}.old"
+            retired = path.parent / f".{path.name}.{owner}.old"
             path.rename(retired)
             temporary.rename(path)
             _remove(retired)

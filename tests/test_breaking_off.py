@@ -110,9 +110,7 @@ def test_prepare_breaks_off_and_carries_on(
     assert read_tree(tmp_path / "prepared") == in_shards
     kept = {path: path.stat().st_mtime_ns for path in before if "features" in str(path)}
     assert kept.items() <= before.items()
-    assert len(kept) == {"image features": 5, "items": 10, "manifest": 10}.get(
-        stage, 0
-    )
+    assert len(kept) == {"image features": 5, "items": 10, "manifest": 10}.get(stage, 0)
 
 
 def test_a_full_disk_that_only_the_text_tells_of(

@@ -25,7 +25,7 @@ def test_every_side_prepares_the_same_dump(tmp_path, side, monkeypatch):
 
     for name in ("collect_candidates", "read_metadata", "k_core"):  # what the benchmark wraps
         monkeypatch.setattr(survivors, name, getattr(survivors, name))
-    write_raw_dump(tmp_path, 3000, 120)
+    write_raw_dump(tmp_path, 20_000, 800)
     stages = [stage.name for stage in measure_side(side, tmp_path)]
     assert stages[0] == "read ratings"
     assert stages[-1] == "write"
@@ -34,9 +34,9 @@ def test_every_side_prepares_the_same_dump(tmp_path, side, monkeypatch):
 
 @pytest.mark.slow
 def test_the_table_has_every_size_and_side(tmp_path, capsys):
-    main(["--ratings", "2000", "3000", "--repeat", "1", "--folder", str(tmp_path)])
+    main(["--ratings", "20000", "30000", "--repeat", "1", "--folder", str(tmp_path)])
     printed = capsys.readouterr().out
     assert len(re.findall(r"times the time and [\d.]+ times the memory", printed)) == 4
     growth = printed.rstrip().splitlines()[-2:]
-    assert [line.split()[0] for line in growth] == ["2,000", "3,000"]
+    assert [line.split()[0] for line in growth] == ["20,000", "30,000"]
     assert list(tmp_path.iterdir()) == []

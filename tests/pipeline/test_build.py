@@ -401,3 +401,19 @@ def test_an_atomic_set_of_events_goes_through_the_core(build, tmp_path):
     assert manifest.has_time
     with pytest.raises(DataError, match=r"Tiny: nothing is left .*read: 26 .*prepare.k_core=N"):
         build("prepare.k_core=6", source=tmp_path, domain="Tiny")
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::DeprecationWarning:ray.data.context")
+def test_a_ray_cluster_prepares_the_same_domain(build, read_tree):
+    pytest.importorskip("ray", reason="the extra ray is not installed")
+    here, _, folder = build(name="here")
+    settings = ("images.engine=ray", "images.workers=2", "features.engine=ray")
+    there, _, other = build(*settings, "features.devices=2", name="there")
+    assert there.card == here.card
+    assert there.features == here.features
+    trees = [read_tree(one) for one in (folder, other)]
+    for tree in trees:
+        del tree["manifest.json"]  # it names the engine
+    assert trees[0] == trees[1]
+    assert len(trees[0]) == 7
