@@ -15,8 +15,8 @@ from torchmetrics import Metric
 
 from mmm4rec.batch import SequenceBatch
 from mmm4rec.config import Config
-from mmm4rec.loss import full_catalogue_loss, in_batch_loss
-from mmm4rec.metrics import RankingMetrics, target_rank
+from mmm4rec.loss import catalogue_loss, in_batch_loss
+from mmm4rec.metrics import RankingMetrics, catalogue_rank
 from mmm4rec.model import weight_decay_parameters
 
 
@@ -33,7 +33,7 @@ class Recommender(Protocol):
         """Return the rows of `item_matrix` for some ids, (N, D)."""
 
     def score(self, user_BD: Tensor, items_ID: Tensor) -> Tensor:
-        """Return scores_BI."""
+        """Return scores_BI: the products of every user's vector with every item's."""
 
 
 class MeanLoss(Metric):
@@ -113,8 +113,9 @@ class LitRecommender(LightningModule):
                 mask_duplicates=settings.duplicate_targets == "masked",
             )
         else:
-            loss = full_catalogue_loss(
-                self.recommender.score(user_BD, self.recommender.item_matrix()),
+            loss = catalogue_loss(
+                user_BD,
+                self.recommender.item_matrix(),
                 batch.targets_B,
                 padding_candidate=settings.padding_candidate == "scored",
             )
@@ -180,9 +181,9 @@ class LitRecommender(LightningModule):
 
     def _rank_step(self, batch: SequenceBatch, metrics: RankingMetrics) -> None:
         assert self._items_ID is not None
-        scores_BI = self.recommender.score(self.recommender(batch), self._items_ID)
-        rank = target_rank(
-            scores_BI,
+        rank = catalogue_rank(
+            self.recommender(batch),
+            self._items_ID,
             batch.targets_B,
             padding_candidate=self.config.loss.padding_candidate == "scored",
         )

@@ -49,17 +49,21 @@ def target_rank(
     >>> target_rank(torch.tensor([[9.0, 1.0, 3.0, 3.0]]), torch.tensor([2])).expected_B
     tensor([1.5000], dtype=torch.float64)
     """
-    if not bool(torch.isfinite(scores_BI).all()):
-        bad = int((~torch.isfinite(scores_BI)).any(1).sum())
+    # Extremes carry whatever is not finite, and take a tenth of the time of asking every score.
+    finite_B = torch.isfinite(scores_BI.amax(1)) & torch.isfinite(scores_BI.amin(1))
+    if bad := int((~finite_B).sum()):
         raise ValueError(
             f"{bad} of {len(scores_BI)} users have a score that is not finite, so no rank: the "
             "model diverged. Next: lower optimizer.lr, or trainer.precision 32-true"
         )
     candidates_BI = scores_BI if padding_candidate else scores_BI[:, PADDING_ID + 1 :]
     target_scores_B1 = scores_BI.gather(1, targets_B[:, None])
-    better_B = (candidates_BI > target_scores_B1).sum(1)
-    tied_B = (candidates_BI == target_scores_B1).sum(1) - 1
-    return TargetRank(better_B, tied_B)
+    assert candidates_BI.shape[1] < 1 << 24, "float32 counts exactly up to 2**24"
+    # Ones and zeros in float32 are summed several times faster than truth values.
+    flags_BI = torch.empty_like(candidates_BI, dtype=torch.float32)
+    better_B = torch.gt(candidates_BI, target_scores_B1, out=flags_BI).sum(1).long()
+    not_worse_B = torch.ge(candidates_BI, target_scores_B1, out=flags_BI).sum(1).long()
+    return TargetRank(better_B, not_worse_B - better_B - 1)
 
 
 def catalogue_rank(

@@ -9,6 +9,8 @@ I items with the padding item 0, D d_model.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor, nn
 
@@ -24,7 +26,7 @@ from mmm4rec.ops.precision import at_least_float32, full_precision
 # Parameters under this prefix have one row per item and fit only the catalogue they were made for.
 DOMAIN_BOUND_PREFIX = "item_encoder.item_bias."
 # Histories that a CPU reads at once: their hidden states stay in its cache.
-ROWS_AT_ONCE = 128
+ROWS_AT_ONCE = 64
 
 
 class MMM4Rec(nn.Module):
@@ -69,21 +71,26 @@ class MMM4Rec(nn.Module):
                 f"{self.max_len} (model.max_len). Next: --set model.max_len={length}"
             )
         pieces = split_by_length(batch.lengths_B, length)
-        items_T = torch.cat(
-            [batch.items_BL[rows_R, :longest].flatten() for rows_R, longest in pieces]
-        )
+        # For a backward pass an item is best encoded once, whichever pieces it stands in; without
+        # one, less is held at a time.
+        groups = [pieces] if torch.is_grad_enabled() else [[piece] for piece in pieces]
+        users = [user_RD for group in groups for user_RD in self._read_pieces(batch, group)]
+        order_B = torch.cat([rows_R for rows_R, _ in pieces])
+        return torch.cat(users)[order_B.argsort()]
+
+    def _read_pieces(
+        self, batch: SequenceBatch, pieces: list[tuple[Tensor, int]]
+    ) -> Iterator[Tensor]:
+        """Yield the users of each piece, (R, D), in the order of its rows."""
+        items_T = torch.cat([batch.items_BL[rows, :longest].flatten() for rows, longest in pieces])
         sizes = [len(rows_R) * longest for rows_R, longest in pieces]
         streams = zip(*(x_TD.split(sizes) for x_TD in self.item_encoder(items_T)), strict=True)
-        users = [
-            self._read(
+        for piece, (rows_R, longest) in zip(streams, pieces, strict=True):
+            yield self._read(
                 [x_TD.unflatten(0, (-1, longest)) for x_TD in piece],
                 batch.timestamps_BL[rows_R],
                 batch.lengths_B[rows_R],
             )
-            for piece, (rows_R, longest) in zip(streams, pieces, strict=True)
-        ]
-        order_B = torch.cat([rows_R for rows_R, _ in pieces])
-        return torch.cat(users)[order_B.argsort()]
 
     def _read(self, streams: list[Tensor], timestamps_BL: Tensor, lengths_B: Tensor) -> Tensor:
         time = self.time_encoder(timestamps_BL, lengths_B) if self.time_encoder else None

@@ -10,12 +10,12 @@ from typing import Any
 
 import torch
 from lightning import Callback, LightningModule, Trainer
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
-from torch.utils.hooks import RemovableHandle
 
 from mmm4rec.batch import SequenceBatch
 from mmm4rec.layers.layer import Layer
+from mmm4rec.model import MMM4Rec
 
 
 class Alignment(Callback):
@@ -28,24 +28,7 @@ class Alignment(Callback):
 
     def __init__(self) -> None:
         """Begin with nothing."""
-        self._hooks: list[RemovableHandle] = []
-        self._outputs: dict[str, Tensor] = {}
         self._distances: dict[str, float] = {}
-
-    def on_validation_batch_start(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        batch: Any,
-        batch_idx: int,
-        dataloader_idx: int = 0,
-    ) -> None:
-        """Listen to the first batch."""
-        if batch_idx == 0:
-            self._hooks = [
-                layer.ti_ssd.register_forward_hook(self._keep(name))
-                for name, layer in _layers(pl_module).items()
-            ]
 
     def on_validation_batch_end(
         self,
@@ -56,45 +39,28 @@ class Alignment(Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        """Measure what was heard."""
-        if batch_idx == 0:
-            self._forget_hooks()
-            modalities = {n: list(layer.norms) for n, layer in _layers(pl_module).items()}
+        """Measure the first batch."""
+        model = pl_module.model
+        if batch_idx == 0 and isinstance(model, MMM4Rec):
             self._distances = {
                 f"watch/alignment/{name}/{pair}/{kind}": distance
-                for name, mixed_MBLD in self._outputs.items()
-                for pair, by_kind in _measure(modalities[name], mixed_MBLD, batch).items()
+                for (name, modalities), mixed_MBLD in zip(
+                    _modalities(model).items(), model.shared_outputs(batch), strict=True
+                )
+                for pair, by_kind in _measure(modalities, mixed_MBLD, batch).items()
                 for kind, distance in by_kind.items()
             }
-            self._outputs = {}
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Log."""
         for name, distance in self._distances.items():
             pl_module.log(name, distance, sync_dist=True)
 
-    def on_exception(
-        self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
-    ) -> None:
-        """Leave the model as it was."""
-        self._forget_hooks()
 
-    def _keep(self, name: str) -> Any:
-        def keep(module: nn.Module, arguments: Any, output: Any) -> None:
-            self._outputs[name] = output[0].detach()
-
-        return keep
-
-    def _forget_hooks(self) -> None:
-        for hook in self._hooks:
-            hook.remove()
-        self._hooks = []
-
-
-def _layers(model: nn.Module) -> dict[str, Layer]:
-    """Return the layers with more than one modality, in order."""
-    layers = [module for module in model.modules() if isinstance(module, Layer)]
-    return {f"layer{n}": layer for n, layer in enumerate(layers) if len(layer.norms) > 1}
+def _modalities(model: MMM4Rec) -> dict[str, list[str]]:
+    """Return the modalities of each layer, by its name, in order."""
+    layers = [module for module in model.layers if isinstance(module, Layer)]
+    return {f"layer{n}": list(layer.norms) for n, layer in enumerate(layers)}
 
 
 def _measure(

@@ -113,17 +113,6 @@ def test_the_first_batch_is_measured_at_real_positions_of_every_layer(
         assert found == pytest.approx(expected, rel=1e-9)
 
 
-def test_the_model_is_left_as_it_was(tiny_config, tiny_catalogue, batches):
-    model = MMM4Rec(tiny_config().model, tiny_catalogue()).eval()
-    _validate(Alignment(), Module(model), batches)
-    assert not model.layers[0].ti_ssd._forward_hooks
-    callback = Alignment()
-    callback.on_validation_batch_start(None, Module(model), batches[0], 0)
-    assert model.layers[0].ti_ssd._forward_hooks
-    callback.on_exception(None, Module(model), KeyboardInterrupt())
-    assert not model.layers[0].ti_ssd._forward_hooks
-
-
 def test_one_modality_has_nothing_to_be_aligned_with(tiny_config, tiny_catalogue, batches):
     catalogue = tiny_catalogue()
     del catalogue.features["image"]
