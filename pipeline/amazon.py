@@ -5,7 +5,7 @@ Literal parsing only: nothing that was downloaded is ever evaluated.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 from typing import Protocol
 
@@ -14,7 +14,7 @@ import polars as pl
 from pipeline.domains import Release
 from pipeline.metadata import MetadataTable, read_metadata
 from pipeline.ratings import Ratings
-from pipeline.rawfile import Content, Quarantine, RawTable, read_blocks
+from pipeline.rawfile import Content, Quarantine, RawTable, read_blocks, work_ahead
 from pipeline.reviews import Reviews
 from pipeline.tables import RAW_INTERACTION_SCHEMA
 
@@ -77,6 +77,9 @@ class InteractionScan:
                 `max_bad_lines` lines have not the four fields, an empty name, a rating that is not
                 a finite number, or a time that is not an integer from 1970 to 2100.
         """
+        yield from work_ahead(self._parse_all())
+
+    def _parse_all(self) -> Generator[pl.DataFrame]:
         self.lines, self._quarantine = 0, self._new_quarantine()
         for block in read_blocks(self.path, self._parser.content):
             if self.lines == 0:

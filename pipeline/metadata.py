@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Generator, Iterable, Mapping
 from dataclasses import dataclass
 from itertools import zip_longest
 from pathlib import Path
@@ -19,7 +19,7 @@ from pipeline.jsonlines import (
     parse_sample,
     read_parts,
 )
-from pipeline.rawfile import Quarantine, RawTable, read_blocks, split_lines
+from pipeline.rawfile import Quarantine, RawTable, read_blocks, split_lines, work_ahead
 from pipeline.releases import METADATA, MetadataFields, check_records
 from pipeline.tables import METADATA_SCHEMA
 from pipeline.text import Template, describe_item, encodable
@@ -70,13 +70,28 @@ def read_metadata(
     fields = METADATA[release]
     quarantine = Quarantine(path, f"a JSON object with {fields.asin}", max_bad_lines)
     reader = _Reader(fields, keep, template, quarantine)
-    for block in read_blocks(path, "JSON lines"):
-        if reader.lines == 0:
-            check_records(path, parse_sample(block), "metadata", release)
-        reader.read_block(block)
+    for part, asins in work_ahead(_divide(path, fields, release, is_all=keep is None)):
+        reader.read_part(part, asins)
     rows = pl.DataFrame(list(reader.rows.values()), schema=METADATA_SCHEMA, orient="row")
     asins = pl.concat(reader.asins).unique().sort()
     return MetadataTable(rows.sort("asin"), reader.lines, quarantine.table(), asins)
+
+
+def _divide(
+    path: Path, fields: MetadataFields, release: Release, *, is_all: bool
+) -> Generator[tuple[bytes, pl.Series | None]]:
+    """Divide a file into parts with the name in each line, or None where that needs care."""
+    is_name = pl.col(fields.asin).str.contains(f"^(?:{NAME})$")
+    is_head = True
+    for block in read_blocks(path, "JSON lines"):
+        if is_head:
+            check_records(path, parse_sample(block), "metadata", release)
+            is_head = False
+        if is_all:
+            yield block, None
+            continue
+        for part, table in read_parts(block, {fields.asin: pl.String}, is_name):
+            yield part, None if table is None else table[fields.asin].alias("asin")
 
 
 class _Reader:
@@ -95,27 +110,16 @@ class _Reader:
         self.asins: list[pl.Series] = []
         self.lines = 0
 
-    def read_block(self, block: bytes) -> None:
-        for part, asins in self._parts(block):
-            first = self.lines + 1
-            if asins is None:
-                lines = split_lines(part)
-                asins = self._read_lines(enumerate(lines, first))
-                self.lines += len(lines)
-            else:
-                self._read_wanted(part, asins)
-                self.lines += len(asins)
-            self.asins.append(asins)
-
-    def _parts(self, block: bytes) -> Iterator[tuple[bytes, pl.Series | None]]:
-        """Divide a block into parts with the name in each line, or None where that needs care."""
-        if self.wanted is None:
-            yield block, None
-            return
-        key = self.fields.asin
-        is_name = pl.col(key).str.contains(f"^(?:{NAME})$")
-        for part, table in read_parts(block, {key: pl.String}, is_name):
-            yield part, None if table is None else table[key].alias("asin")
+    def read_part(self, part: bytes, asins: pl.Series | None) -> None:
+        """Read whole lines; `asins`: the name in each, None where that needs care."""
+        if asins is None:
+            lines = split_lines(part)
+            asins = self._read_lines(enumerate(lines, self.lines + 1))
+            self.lines += len(lines)
+        else:
+            self._read_wanted(part, asins)
+            self.lines += len(asins)
+        self.asins.append(asins)
 
     def _read_wanted(self, part: bytes, asins: pl.Series) -> None:
         assert self.wanted is not None

@@ -9,7 +9,7 @@ from collections.abc import Generator, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO, Literal
+from typing import BinaryIO, Literal, TypeVar
 
 import polars as pl
 
@@ -26,6 +26,7 @@ BAD_LINE_SCHEMA = {
     "text": pl.String,  # the line's beginning
 }
 
+Step = TypeVar("Step")
 Content = Literal["CSV", "JSON lines", "tab-separated lines"]
 
 _GZIP = b"\x1f\x8b"
@@ -112,16 +113,24 @@ def read_blocks(path: Path, content: Content) -> Iterator[bytes]:
         DataError: the file cannot be read, is empty, its gzip is truncated or damaged, a line has
             more than MAX_LINE_BYTES, or it is something else than `content`.
     """
-    blocks = _whole_lines(path, content)
-    reader = ThreadPoolExecutor(1, "read")
+    yield from work_ahead(_whole_lines(path, content))
+
+
+def work_ahead(steps: Generator[Step]) -> Iterator[Step]:
+    """Yield what a generator does, which a thread runs a little ahead.
+
+    The thread ends with the iteration, also where that is broken off; what it raises is raised
+    here, in its turn.
+    """
+    worker = ThreadPoolExecutor(1, "ahead")
     try:
-        ahead = deque(reader.submit(next, blocks, b"") for _ in range(BLOCKS_AHEAD))
-        while block := ahead.popleft().result():
-            ahead.append(reader.submit(next, blocks, b""))
-            yield block
+        ahead = deque(worker.submit(next, steps, None) for _ in range(BLOCKS_AHEAD))
+        while (step := ahead.popleft().result()) is not None:
+            ahead.append(worker.submit(next, steps, None))
+            yield step
     finally:
-        reader.shutdown(cancel_futures=True)
-        blocks.close()
+        worker.shutdown(cancel_futures=True)
+        steps.close()
 
 
 def split_lines(block: bytes) -> list[bytes]:
