@@ -83,7 +83,9 @@ Domains = Annotated[
     typer.Option("--domain", help="Amazon category, short or full name; repeat for several."),
 ]
 Domain = Annotated[str, typer.Option("--domain", help="A prepared domain.")]
-DataDir = Annotated[Path | None, typer.Option(help="Holds raw/, work/ and prepared/ [data].")]
+DataDir = Annotated[
+    Path | None, typer.Option(help="Holds raw/, work/ and prepared/; data by default.")
+]
 RunsDir = Annotated[Path, typer.Option(help="Where runs are written.")]
 ConfigFile = Annotated[
     str | None, typer.Option("--config", help="A preset: a YAML file, or the name of one of ours.")
@@ -105,13 +107,21 @@ def prepare(
     data_dir: DataDir = None,
     text_encoder: Annotated[
         str | None,
-        typer.Option(help="siglip-base, minilm, hashing, none, a hub id or a local path."),
+        typer.Option(
+            help="siglip-base, clip, bert, minilm, hashing, a hub id, a local path; source: the "
+            "features that come with the set; none."
+        ),
     ] = None,
     image_encoder: Annotated[
-        str | None, typer.Option(help="siglip-base, pixels, none, a hub id or a local path.")
+        str | None,
+        typer.Option(
+            help="siglip-base, clip, vit, pixels, a hub id, a local path; source: the features "
+            "that come with the set; none."
+        ),
     ] = None,
     release: Annotated[
-        str | None, typer.Option(help="Amazon Reviews release of the raw files: 2018 or 2023.")
+        str | None,
+        typer.Option(help="Amazon Reviews release of the raw files: 2018 (default) or 2023."),
     ] = None,
     no_images: Annotated[bool, typer.Option("--no-images", help="Fetch no image.")] = False,
     require_image: Annotated[
@@ -127,7 +137,9 @@ def prepare(
     ] = False,
     max_bad_lines: Annotated[
         int | None,
-        typer.Option(min=0, help="Malformed lines per file that are set aside, not fatal [0]."),
+        typer.Option(
+            min=0, help="Malformed lines per file that are set aside, not fatal; 0 by default."
+        ),
     ] = None,
     audit: Annotated[
         bool, typer.Option("--audit", help="Encode a random sample again and compare.")
@@ -196,7 +208,8 @@ def pretrain(
 def finetune(
     domain: Domain,
     ckpt: Annotated[
-        Path | None, typer.Option(help="Run folder or .safetensors to start from [from scratch].")
+        Path | None,
+        typer.Option(help="Run folder or .safetensors to start from; without it, from scratch."),
     ] = None,
     data_dir: DataDir = None,
     runs_dir: RunsDir = Path("runs"),

@@ -5,7 +5,8 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from torchmetrics.functional.retrieval import retrieval_normalized_dcg
+from ir_measures import R, calc_aggregate, nDCG
+from torchmetrics.functional.retrieval import retrieval_normalized_dcg, retrieval_recall
 
 from mmm4rec import batch as sizes
 from mmm4rec.metrics import (
@@ -64,6 +65,47 @@ def test_ndcg_agrees_with_torchmetrics_on_random_and_tied_scores():
             relevance_I[targets_B[row] - 1] = 1
             theirs = retrieval_normalized_dcg(scores_BI[row, 1:], relevance_I)
             assert ours_B[row].item() == pytest.approx(theirs.item(), rel=1e-5)
+
+
+def _by_trec_eval(scores_I, target, cutoff):
+    """Return recall and NDCG by trec_eval, the mean over every place of the target among its ties.
+
+    It breaks ties by name: each run names the tied items so that another number precedes.
+    """
+    tied = [item for item, score in enumerate(scores_I) if score == scores_I[target]]
+    others = [item for item in tied if item != target]
+    runs = []
+    for place in range(len(tied)):
+        order = [*others[:place], target, *others[place:]]
+        names = {item: f"tied{order.index(item):03}" for item in order}
+        scored = {names.get(i, f"item{i:03}"): float(s) for i, s in enumerate(scores_I)}
+        qrels = {"user": {names[target]: 1}}
+        runs.append(calc_aggregate([R @ cutoff, nDCG @ cutoff], qrels, {"user": scored}))
+    return [sum(run[m] for run in runs) / len(runs) for m in (R @ cutoff, nDCG @ cutoff)]
+
+
+@pytest.mark.parametrize("num_values", [1000, 6, 1], ids=["random", "tied", "all equal"])
+def test_recall_and_ndcg_agree_with_trec_eval(num_values):
+    generator = torch.Generator().manual_seed(2)
+    scores_BI = torch.randint(0, num_values, (12, 31), generator=generator).float()
+    targets_B = torch.randint(1, 31, (12,), generator=generator)
+    rank = target_rank(scores_BI, targets_B)
+    for cutoff in (1, 5, 10, 20):
+        for row, target in enumerate(targets_B.tolist()):
+            theirs = _by_trec_eval(scores_BI[row, 1:].tolist(), target - 1, cutoff)
+            ours = recall(rank, cutoff)[row].item(), ndcg(rank, cutoff)[row].item()
+            assert ours == pytest.approx(theirs, abs=1e-9)
+
+
+def test_recall_agrees_with_torchmetrics():
+    scores_BI = torch.rand(8, 41, generator=torch.Generator().manual_seed(3))
+    targets_B = torch.arange(1, 9)
+    for cutoff in (1, 10, 40):
+        ours_B = recall(target_rank(scores_BI, targets_B), cutoff)
+        for row in range(8):
+            is_target_I = torch.arange(1, 41) == targets_B[row]
+            theirs = retrieval_recall(scores_BI[row, 1:], is_target_I, top_k=cutoff)
+            assert ours_B[row].item() == theirs.item()
 
 
 @pytest.mark.parametrize("padding_candidate", [False, True])
