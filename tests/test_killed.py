@@ -3,6 +3,7 @@
 import os
 import random
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -87,8 +88,10 @@ def test_two_at_once_the_second_waits_and_finds_it_done(
 ):
     expected, _ = undisturbed
     first, line = start(tmp_path)
+    first.send_signal(signal.SIGSTOP)  # it shall not be done before the second begins
     assert line.strip() == "tables ..."
     second, line = start(tmp_path)
+    first.send_signal(signal.SIGCONT)
     work = tmp_path / "work" / DOMAIN
     assert line.strip() == f"{work} is in use by process {first.pid}; waiting until it is done ..."
     said = [process.communicate()[0] for process in (first, second)]
