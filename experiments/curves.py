@@ -41,8 +41,9 @@ def draw_curves(panels: dict[str, dict[str, list[Curve]]], metric: str, path: Pa
         axis.set_xlabel("epoch")
         axis.xaxis.get_major_locator().set_params(integer=True)
         axis.grid(alpha=0.3)
-        axis.set_ylim(bottom=0)
         axis.legend(title="one line per seed, dot: best epoch", loc="lower right")
+    # All panels share the axis: fixed earlier it would cut off what a later one draws.
+    axes[0][0].set_ylim(bottom=0)
     axes[0][0].set_ylabel(f"validation {metric.removeprefix('val/')}")
     figure.tight_layout()
     temporary = path.with_name(f".{path.name}")
