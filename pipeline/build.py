@@ -259,6 +259,7 @@ class _Preparation:
         )
         interactions = pl.read_parquet(tables.folder / INTERACTIONS)
         counts = [Count.model_validate(count) for count in tables.made["counts"]]
+        features = [one.features for one in made.features]
         card = data_card(
             self.domain.name,
             counts,
@@ -267,8 +268,8 @@ class _Preparation:
             items,
             made.outcomes,
             self._compare(made, counts),
+            features,
         )
-        features = [one.features for one in made.features]
         with atomic_path(self.target) as temporary:
             temporary.mkdir()
             for name in (INTERACTIONS, USERS):

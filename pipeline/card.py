@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Any
 
 import polars as pl
 
-from pipeline.schema import Count
+from pipeline.schema import Count, FeatureSet
 
 
 def data_card(
@@ -18,6 +19,7 @@ def data_card(
     items: pl.DataFrame,
     outcomes: pl.DataFrame,
     published: dict[str, Any] | None = None,
+    features: Sequence[FeatureSet] = (),
 ) -> dict[str, Any]:
     """Describe a prepared domain as plain data.
 
@@ -29,6 +31,7 @@ def data_card(
         items: as in the prepared folder.
         outcomes: one row per image URL that was asked, with `status` and `error`.
         published: as `compare_counts` returns it; None for a set that others have processed.
+        features: made by this preparation.
     """
     lengths = items["text"].str.len_chars()
     sequence_lengths = interactions.group_by("user_id").len()["len"]
@@ -50,6 +53,7 @@ def data_card(
             "urls": _tally(outcomes, "error"),
         },
         "text_characters": _spread(lengths),
+        "features": {made.modality: {made.key: made.present} for made in features},
         "time": _time_range(interactions) if tables["has_time"] else None,
     }
 
@@ -83,6 +87,11 @@ def format_card(card: dict[str, Any]) -> str:
         f"  image URLs               {urls or 'none asked'}",
         f"  text                     characters: least {text['min']:,}, median {text['median']:g}, "
         f"most {text['max']:,}",
+    ]
+    lines += [
+        f"  {f'{modality} features':<24} {present:,} of {images['items']:,} items ({key})"
+        for modality, made in card["features"].items()
+        for key, present in made.items()
     ]
     if card["time"]:
         lines += [

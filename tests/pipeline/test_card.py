@@ -2,7 +2,7 @@ import polars as pl
 
 from pipeline.card import data_card, format_card
 from pipeline.outcomes import OUTCOME_SCHEMA
-from pipeline.schema import Count
+from pipeline.schema import Count, FeatureSet
 from pipeline.tables import INTERACTION_SCHEMA, ITEM_SCHEMA
 
 DAY = 86_400
@@ -77,6 +77,7 @@ def test_the_card_by_hand():
             "urls": {"ok": 2, "gone": 1, "not_found": 1},
         },
         "text_characters": {"min": 7, "median": 11.5, "max": 1_500},
+        "features": {},
         "time": {"first": "2014-05-13", "last": "2014-05-23"},
     }
 
@@ -133,6 +134,13 @@ def test_the_step_where_a_difference_from_published_counts_begins():
     incomparable = {"rows": [], "first_difference": None, "note": "not comparable: k_core is 3"}
     card = data_card("Tiny", COUNTS, TABLES, INTERACTIONS, ITEMS, OUTCOMES, incomparable)
     assert not any("published" in line for line in format_card(card).splitlines())
+
+
+def test_features_are_counted():
+    made = FeatureSet(modality="image", key="pixels-1", encoder="pixels", width=3, present=2)
+    card = data_card("Tiny", COUNTS, TABLES, INTERACTIONS, ITEMS, OUTCOMES, None, [made])
+    assert card["features"] == {"image": {"pixels-1": 2}}
+    assert "  image features           2 of 4 items (pixels-1)" in format_card(card).splitlines()
 
 
 def test_placeholders_and_cut_sequences_are_said():
