@@ -257,7 +257,7 @@ class SlowTime:
 
 def _press_ctrl_c(times=1):
     for _ in range(times):
-        os.kill(os.getpid(), signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)  # in this very thread, at once
 
 
 @pytest.fixture
@@ -310,7 +310,7 @@ def test_ctrl_c_in_the_test_waits_for_nothing(whole, interrupted_train, tmp_path
 
 def test_a_run_that_is_told_to_end_leaves_a_checkpoint(whole, monkeypatch, tmp_path):
     with monkeypatch.context() as patch:
-        end = lambda: os.kill(os.getpid(), signal.SIGTERM)  # noqa: E731
+        end = lambda: signal.raise_signal(signal.SIGTERM)  # noqa: E731
         _call_at(patch, LitRecommender, "training_step", 4, end)
         with pytest.raises(KeyboardInterrupt):
             train(tmp_path, BY_TWO, RARE)
