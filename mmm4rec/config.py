@@ -135,6 +135,15 @@ class FeaturesConfig(Section):
     )
     num_nodes: int = Field(default=1, ge=1, description="machines that encode")
 
+    @model_validator(mode="after")
+    def _ray_counts_machines(self) -> FeaturesConfig:
+        if self.engine == "ray" and self.num_nodes > 1:
+            raise ValueError(
+                f"features.num_nodes is {self.num_nodes}: a Ray cluster knows its machines. Next: "
+                "--set features.num_nodes=1, and features.devices=N for N encoders in all"
+            )
+        return self
+
 
 class DataConfig(Section):
     """Prepared domains to batches."""

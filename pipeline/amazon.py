@@ -12,13 +12,10 @@ from typing import Protocol
 import polars as pl
 
 from pipeline.domains import Release
-from pipeline.metadata import MetadataTable, read_metadata
 from pipeline.ratings import Ratings
 from pipeline.rawfile import Content, Quarantine, RawTable, read_blocks, work_ahead
 from pipeline.reviews import Reviews
 from pipeline.tables import RAW_INTERACTION_SCHEMA
-
-__all__ = ["InteractionScan", "MetadataTable", "read_interactions", "read_metadata"]
 
 
 class _Parser(Protocol):

@@ -262,22 +262,8 @@ def check_encoder(name: str, modality: Modality) -> None:
     )
 
 
-def load_text_encoder(
-    name: str,
-    device: str = "auto",
-    *,
-    precision: Precision = "auto",
-    pooling: Pooling = "auto",
-    batch_size: int = 32,
-) -> TextEncoder | None:
-    """Load an encoder of texts.
-
-    Args:
-        name: see `EncoderSpec`, as for the other arguments.
-        device: auto, cpu or cuda.
-        precision: of the model.
-        pooling: of its last layer.
-        batch_size: texts that the model computes at once.
+def load_encoder(spec: EncoderSpec) -> TextEncoder | ImageEncoder | None:
+    """Load an encoder of texts or of pictures.
 
     Returns:
         The encoder; None for `none`.
@@ -286,42 +272,12 @@ def load_text_encoder(
         ConfigError: no such encoder, folder or device.
         DataError: the model cannot be had, is not what it seems, or has no such output.
     """
-    if name == "none":
+    if spec.name == "none":
         return None
-    if name == TRAINING_FREE["text"]:
-        return HashingTextEncoder()
-    from pipeline.pretrained import PretrainedTextEncoder
+    if spec.name == TRAINING_FREE[spec.modality]:
+        return HashingTextEncoder() if spec.modality == "text" else PixelImageEncoder()
+    from pipeline import pretrained
 
-    return PretrainedTextEncoder(EncoderSpec("text", name, device, precision, pooling, batch_size))
-
-
-def load_image_encoder(
-    name: str,
-    device: str = "auto",
-    *,
-    precision: Precision = "auto",
-    pooling: Pooling = "auto",
-    batch_size: int = 32,
-) -> ImageEncoder | None:
-    """Load an encoder of pictures; arguments, result and errors as `load_text_encoder`."""
-    if name == "none":
-        return None
-    if name == TRAINING_FREE["image"]:
-        return PixelImageEncoder()
-    from pipeline.pretrained import PretrainedImageEncoder
-
-    return PretrainedImageEncoder(
-        EncoderSpec("image", name, device, precision, pooling, batch_size)
-    )
-
-
-def load_encoder(spec: EncoderSpec) -> TextEncoder | ImageEncoder | None:
-    """Load the encoder of a spec; result and errors as `load_text_encoder`."""
-    load = load_text_encoder if spec.modality == "text" else load_image_encoder
-    return load(
-        spec.name,
-        spec.device,
-        precision=spec.precision,
-        pooling=spec.pooling,
-        batch_size=spec.batch_size,
-    )
+    if spec.modality == "text":
+        return pretrained.PretrainedTextEncoder(spec)
+    return pretrained.PretrainedImageEncoder(spec)

@@ -16,9 +16,6 @@ Under SLURM, with one task per machine: NODE_RANK=$SLURM_NODEID.
 
 from __future__ import annotations
 
-import contextlib
-import threading
-from collections.abc import Iterator
 from datetime import timedelta
 from functools import partial
 
@@ -34,9 +31,9 @@ from pipeline.encoding import encode_chunk
 from pipeline.feature_plan import FeaturePlan, finish_features
 from pipeline.images import Progress
 from pipeline.model_files import resolve_device
+from pipeline.stages import watched
 
 PATIENCE = timedelta(days=1)  # of a process that waits for the slowest one
-LOOK_S = 1.0  # between two looks at what has been encoded
 
 
 def is_first_machine(config: FeaturesConfig) -> bool:
@@ -76,7 +73,12 @@ def encode_in_processes(
         ),
         plugins=LightningEnvironment(),
     )
-    with _watched(plan, progress):
+    known = plan.num_items - plan.num_new
+
+    def count() -> int:
+        return known + sum(len(chunk.inputs) for chunk in plan.chunks if chunk.path.exists())
+
+    with watched(count, plan.num_items, progress):
         fabric.launch(partial(_encode_share, plan=plan, spec=spec))
 
 
@@ -96,26 +98,3 @@ def _encode_share(fabric: Fabric, plan: FeaturePlan, spec: EncoderSpec) -> None:
     if fabric.is_global_zero:
         finish_features(plan)
     fabric.barrier()
-
-
-@contextlib.contextmanager
-def _watched(plan: FeaturePlan, progress: Progress | None) -> Iterator[None]:
-    """Report how many inputs are in finished files, while the block runs."""
-    is_over = threading.Event()
-
-    def look() -> None:
-        done = plan.num_items - plan.num_new
-        while not is_over.wait(LOOK_S):
-            encoded = sum(len(one.inputs) for one in plan.chunks if one.path.exists())
-            if progress and encoded:
-                progress(done + encoded, plan.num_items)
-
-    watcher = threading.Thread(target=look, name="encoded")
-    watcher.start()
-    try:
-        yield
-    finally:
-        is_over.set()
-        watcher.join()
-    if progress:
-        progress(plan.num_items, plan.num_items)

@@ -61,14 +61,8 @@ def check_encoders(config: Config, brought: dict[str, Path] | None = None) -> No
         brought: feature files that come with the set; None: not known yet.
 
     Raises:
-        ConfigError: a name is no encoder's, the set brings no features, or machines are counted
-            that Ray counts.
+        ConfigError: a name is no encoder's, or the set brings no features.
     """
-    if config.features.engine == "ray" and config.features.num_nodes > 1:
-        raise ConfigError(
-            f"features.num_nodes is {config.features.num_nodes}: a Ray cluster knows its machines. "
-            f"Next: --set features.num_nodes=1, and features.devices=N for N encoders in all"
-        )
     for modality in MODALITIES:
         name = getattr(config.features, modality)
         if name != SOURCE:

@@ -125,7 +125,11 @@ def _encode(
         image_folder=image_folder,
         num_processes=num_processes,
     )
-    if num_processes > 1 and (plan.chunks or config.num_nodes > 1):  # machines wait for each other
+    if config.engine == "ray":
+        from pipeline.ray_jobs import encode_with_ray
+
+        encode_with_ray(plan, encoder.spec, config, progress)
+    elif num_processes > 1 and (plan.chunks or config.num_nodes > 1):  # machines wait for others
         from pipeline.encoding_processes import encode_in_processes
 
         encode_in_processes(plan, encoder.spec, config, progress)

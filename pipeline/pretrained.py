@@ -46,7 +46,7 @@ class PretrainedTextEncoder(TextEncoder):
     """
 
     def __init__(self, spec: EncoderSpec) -> None:
-        """Load a model; errors are those of `load_text_encoder`."""
+        """Load a model; errors are those of `load_encoder`."""
         self._loaded = loaded = load_pretrained(spec)
         self._output = _choose_output(loaded, spec)
         with loading_errors(spec.name, "text"):
@@ -116,7 +116,7 @@ class PretrainedImageEncoder(ImageEncoder):
     """
 
     def __init__(self, spec: EncoderSpec) -> None:
-        """Load a model; errors are those of `load_image_encoder`."""
+        """Load a model; errors are those of `load_encoder`."""
         self._loaded = loaded = load_pretrained(spec)
         self._output = _choose_output(loaded, spec)
         self._transform = read_image_transform(loaded.folder)

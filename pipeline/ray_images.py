@@ -10,11 +10,9 @@ when the stage is to end.
 
 from __future__ import annotations
 
-import contextlib
-import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,6 +28,7 @@ from pipeline.images import ImageFetcher, Progress, fetch_items
 from pipeline.item_queue import Tally
 from pipeline.outcomes import Outcome, OutcomeLog
 from pipeline.ray_jobs import FAILURES, ITEM, Row, ray_cluster, run_jobs
+from pipeline.stages import watched
 
 TELL_S = 1.0  # between two words of a worker
 
@@ -103,7 +102,7 @@ def _run_shares(
         import ray
 
         board = ray.remote(_Board).options(num_cpus=0).remote(num_items)
-        with _watched(lambda: ray.get(board.count.remote()), num_items, progress):
+        with watched(lambda: ray.get(board.count.remote()), num_items, progress):
             return list(run_jobs(_Fetching, (board,), shares, len(shares)))
 
 
@@ -222,25 +221,3 @@ def _sum_up(reports: Iterable[_Report], num_items: int) -> None:
         host = _SilentHost(name, words[name])
         for _ in range(count):
             tally.count(host)
-
-
-@contextlib.contextmanager
-def _watched(count: Callable[[], int], num_items: int, progress: Progress | None) -> Iterator[None]:
-    """Report how many items are done, while the block runs."""
-    if progress is None:
-        yield
-        return
-    is_over = threading.Event()
-
-    def look() -> None:
-        while not is_over.wait(TELL_S):
-            progress(count(), num_items)
-
-    watcher = threading.Thread(target=look, name="fetched")
-    watcher.start()
-    try:
-        yield
-    finally:
-        is_over.set()
-        watcher.join()
-    progress(count(), num_items)

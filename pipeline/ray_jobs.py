@@ -133,16 +133,11 @@ def encode_with_ray(
 
     Raises:
         ConfigError: Ray is not installed, the cluster is not there or has fewer GPUs than
-            `devices`, or `num_nodes` is not 1.
+            `devices`.
         DataError: another machine's encoder is not the same, or its output is not finite in
             float16.
         OSError: a file cannot be written.
     """
-    if config.num_nodes > 1:
-        raise ConfigError(
-            f"features.num_nodes is {config.num_nodes}: a Ray cluster knows its machines itself. "
-            f"Next: --set features.num_nodes=1, and features.devices for the workers in all"
-        )
     done = plan.num_items - plan.num_new
     if plan.chunks:
         with ray_cluster("features.engine", config.devices):

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 from pipeline.schema import atomic_path, write_json
 
 STAGE_FILE = "stage.json"
+LOOK_S = 1.0  # between two looks at the work of others
 
 Echo = Callable[[str], None]
 Work = Callable[[Path], dict[str, Any]]
@@ -77,6 +80,39 @@ def say_share(echo: Echo, stage: str) -> Callable[[int, int], None]:
             echo(f"{stage}: {done:,} of {total:,}")
 
     return say
+
+
+@contextlib.contextmanager
+def watched(
+    count: Callable[[], int], total: int, progress: Callable[[int, int], None] | None
+) -> Iterator[None]:
+    """Report from a thread how far the work of other processes is, while the block runs.
+
+    Args:
+        count: how many are done, by then.
+        total: how many there are; all are done where the block succeeds.
+        progress: called with how many are done, never with fewer than before, and with `total`;
+            None: nobody asks.
+    """
+    if progress is None:
+        yield
+        return
+    is_over = threading.Event()
+
+    def look() -> None:
+        done = 0
+        while not is_over.wait(LOOK_S):
+            done = max(done, count())
+            progress(done, total)
+
+    watcher = threading.Thread(target=look, name="watched")
+    watcher.start()
+    try:
+        yield
+    finally:
+        is_over.set()
+        watcher.join()
+    progress(total, total)
 
 
 def stage_key(inputs: Any) -> str:

@@ -10,11 +10,12 @@ import polars as pl
 
 from mmm4rec.config import PrepareConfig
 from mmm4rec.errors import DataError
-from pipeline.amazon import InteractionScan, read_metadata
+from pipeline.amazon import InteractionScan
 from pipeline.atomic import AtomicTables
 from pipeline.candidates import Candidates, collect_candidates
 from pipeline.filtering import k_core, keep_items
 from pipeline.inputs import AmazonFiles
+from pipeline.metadata import read_metadata
 from pipeline.rawfile import BAD_LINE_SCHEMA
 from pipeline.schema import Count
 

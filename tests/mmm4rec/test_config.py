@@ -101,3 +101,9 @@ def test_defaults_shared_by_two_configurations_are_never_written_to():
     base = {"model": {"num_layers": 2}}
     load_config(None, ["model.num_layers=3"], base=base)
     assert base == {"model": {"num_layers": 2}}
+
+
+def test_machines_are_counted_by_ray_or_by_hand():
+    assert _set("features.engine=ray", "features.devices=4").features.devices == 4
+    with pytest.raises(ConfigError, match=r"num_nodes is 2: a Ray cluster .*\.num_nodes=1"):
+        _set("features.engine=ray", "features.num_nodes=2")

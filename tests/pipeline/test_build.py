@@ -1,5 +1,6 @@
 import os
 import re
+import socket
 import subprocess
 import sys
 
@@ -405,15 +406,63 @@ def test_an_atomic_set_of_events_goes_through_the_core(build, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::DeprecationWarning:ray.data.context")
-def test_a_ray_cluster_prepares_the_same_domain(build, read_tree):
+def test_a_ray_cluster_prepares_the_same_domain(build, read_tree, monkeypatch):
     pytest.importorskip("ray", reason="the extra ray is not installed")
+    from pipeline import ray_images, ray_jobs
+
+    called = []
+
+    def spy(module, name):
+        work = getattr(module, name)
+
+        def spied(*arguments, **options):
+            called.append(name)
+            return work(*arguments, **options)
+
+        monkeypatch.setattr(module, name, spied)
+
+    spy(ray_images, "fetch_with_ray")
+    spy(ray_jobs, "encode_with_ray")
     here, _, folder = build(name="here")
+    assert called == []
     settings = ("images.engine=ray", "images.workers=2", "features.engine=ray")
     there, _, other = build(*settings, "features.devices=2", name="there")
+    assert called == ["fetch_with_ray", "encode_with_ray", "encode_with_ray"]
     assert there.card == here.card
     assert there.features == here.features
     trees = [read_tree(one) for one in (folder, other)]
     for tree in trees:
         del tree["manifest.json"]  # it names the engine
+    assert trees[0] == trees[1]
+    assert len(trees[0]) == 7
+
+
+@pytest.mark.slow
+def test_two_machines_prepare_the_same_domain(world, build, tmp_path, read_tree):
+    _, _, folder = build(name="one")
+    build("features.text=none", "features.image=none", name="two")
+    command = [sys.executable, "-m", "mmm4rec", "prepare", "--domain", DOMAIN, "--config", "demo"]
+    command += ["--source", world.source(DOMAIN), "--data-dir", tmp_path / "two"]
+    command += ["--set", "features.num_nodes=2"]
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    where = os.environ | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    machines = [
+        subprocess.Popen(
+            command,
+            env=where | {"NODE_RANK": rank},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for rank in "01"
+    ]
+    said = [machine.communicate(timeout=120)[0] for machine in machines]
+    assert [machine.returncode for machine in machines] == [0, 0], said
+    other = prepared_dir(tmp_path / "two", DOMAIN)
+    trees = [read_tree(one) for one in (folder, other)]
+    for tree in trees:
+        del tree["manifest.json"]  # it names the machines
     assert trees[0] == trees[1]
     assert len(trees[0]) == 7

@@ -14,8 +14,6 @@ from pipeline.encoders import (
     HashingTextEncoder,
     PixelImageEncoder,
     load_encoder,
-    load_image_encoder,
-    load_text_encoder,
 )
 
 
@@ -100,27 +98,28 @@ def test_no_inputs_give_no_rows():
 def test_training_free_encoders_need_no_model_library():
     code = (
         "import sys; from pipeline.encoders import *;"
-        "load_text_encoder('hashing'); load_image_encoder('pixels');"
+        "load_encoder(EncoderSpec('text', 'hashing'));"
+        "load_encoder(EncoderSpec('image', 'pixels'));"
         "print('torch' in sys.modules, 'transformers' in sys.modules)"
     )
     assert subprocess.check_output([sys.executable, "-c", code], text=True) == "False False\n"
 
 
 def test_none_is_no_encoder():
-    assert load_text_encoder("none") is None
-    assert load_image_encoder("none") is None
+    assert load_encoder(EncoderSpec("text", "none")) is None
+    assert load_encoder(EncoderSpec("image", "none")) is None
 
 
 @pytest.mark.parametrize("name", ["minilm2", "", "/no/such/folder", "a/b/c"])
 def test_a_name_that_means_nothing(name):
     with pytest.raises(ConfigError, match=r"no text encoder .*minilm, clip, bert, hashing, none"):
-        load_text_encoder(name)
+        load_encoder(EncoderSpec("text", name))
 
 
 def test_minilm_is_no_image_encoder(monkeypatch):
     monkeypatch.setattr(model_files, "_packaged_minilm", lambda: None)
     with pytest.raises(ConfigError, match=r"no image encoder 'minilm'.*--image-encoder pixels"):
-        load_image_encoder("minilm")
+        load_encoder(EncoderSpec("image", "minilm"))
 
 
 def test_an_encoder_says_how_to_load_it_again():

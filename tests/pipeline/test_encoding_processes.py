@@ -14,7 +14,7 @@ from transformers import BertConfig, BertModel, BertTokenizer
 from mmm4rec.config import FeaturesConfig
 from mmm4rec.errors import ConfigError
 from pipeline import encoding_processes
-from pipeline.encoders import EncoderSpec, HashingTextEncoder, load_text_encoder
+from pipeline.encoders import EncoderSpec, HashingTextEncoder, load_encoder
 from pipeline.encoding_processes import encode_in_processes, is_first_machine
 from pipeline.features import encode_texts
 
@@ -47,7 +47,7 @@ def encode(encoder, folder, progress=None, **settings):
 
 @pytest.mark.slow
 def test_two_processes_write_the_bytes_of_one(bert, tmp_path, read_tree):
-    encoder = load_text_encoder(bert, "cpu", batch_size=4)
+    encoder = load_encoder(EncoderSpec("text", bert, "cpu", batch_size=4))
     encode(encoder, tmp_path / "one")
     seen = []
     two = encode(encoder, tmp_path / "two", lambda *done: seen.append(done), devices=2)
@@ -59,16 +59,16 @@ def test_two_processes_write_the_bytes_of_one(bert, tmp_path, read_tree):
 MACHINE = """
 import sys
 from pathlib import Path
-from tests_of import ITEMS, encode, load_text_encoder
+from tests_of import ITEMS, EncoderSpec, encode, load_encoder
 if __name__ == "__main__":
-    encoder = load_text_encoder(sys.argv[1], "cpu", batch_size=4)
+    encoder = load_encoder(EncoderSpec("text", sys.argv[1], "cpu", batch_size=4))
     print(encode(encoder, Path(sys.argv[2]), num_nodes=2).present)
 """
 
 
 @pytest.mark.slow
 def test_two_machines_write_the_bytes_of_one(bert, tmp_path, read_tree):
-    encode(load_text_encoder(bert, "cpu", batch_size=4), tmp_path / "one")
+    encode(load_encoder(EncoderSpec("text", bert, "cpu", batch_size=4)), tmp_path / "one")
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]

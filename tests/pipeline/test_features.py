@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from mmm4rec.config import FeaturesConfig
-from pipeline.encoders import HashingTextEncoder, PixelImageEncoder, load_text_encoder
+from pipeline.encoders import EncoderSpec, HashingTextEncoder, PixelImageEncoder, load_encoder
 from pipeline.feature_store import read_features, read_record
 from pipeline.features import encode_images, encode_texts
 from pipeline.schema import ENCODER_FILE
@@ -286,7 +286,7 @@ def test_images_are_found_again_by_their_file(tmp_path, read_tree, monkeypatch):
 
 @has_minilm
 def test_a_model_adds_the_same_bits_later_as_at_once(tmp_path, read_tree):
-    encoder = load_text_encoder("minilm", "cpu", batch_size=4)
+    encoder = load_encoder(EncoderSpec("text", "minilm", "cpu", batch_size=4))
     words = ["red", "blue", "chair", "lamp", "wooden", "steel", "arm", "of", "with", "long"]
     random = np.random.default_rng(0)
     texts = [" ".join(random.choice(words, random.integers(1, 80))) for _ in range(20)]

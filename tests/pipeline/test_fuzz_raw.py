@@ -11,7 +11,8 @@ import re
 import pytest
 
 from pipeline import jsonlines, rawfile
-from pipeline.amazon import read_interactions, read_metadata
+from pipeline.amazon import read_interactions
+from pipeline.metadata import read_metadata
 from pipeline.rawfile import LATEST
 from pipeline.releases import INTERACTIONS, METADATA
 from pipeline.text import item_text

@@ -7,7 +7,7 @@ import pytest
 
 from mmm4rec.errors import DataError
 from pipeline import rawfile
-from pipeline.amazon import read_metadata
+from pipeline.metadata import read_metadata
 from pipeline.tables import METADATA_SCHEMA
 
 

@@ -9,7 +9,7 @@ from transformers import BertConfig, BertModel
 
 from mmm4rec.errors import ConfigError, DataError
 from pipeline import model_files
-from pipeline.encoders import NAMED, EncoderSpec, load_image_encoder, load_text_encoder
+from pipeline.encoders import NAMED, EncoderSpec, load_encoder
 from pipeline.model_files import is_bfloat16, load_pretrained, locate, resolve_device
 
 
@@ -27,7 +27,7 @@ def test_a_hub_out_of_reach(monkeypatch, tmp_path):
         DataError,
         match=r"'siglip-base': https://hub\.invalid cannot be reached .*hashing .*, minilm ",
     ):
-        load_text_encoder("siglip-base")
+        load_encoder(EncoderSpec("text", "siglip-base"))
 
 
 def test_short_names_are_pinned(monkeypatch, tmp_path):
@@ -57,7 +57,7 @@ def test_pickled_weights_are_not_read(bert, tmp_path):
     torch.save(bert.state_dict(), tmp_path / "pytorch_model.bin")
     bert.config.save_pretrained(tmp_path)
     with pytest.raises(DataError, match=r"cannot load the text encoder .*safetensors"):
-        load_text_encoder(str(tmp_path))
+        load_encoder(EncoderSpec("text", str(tmp_path)))
 
 
 def test_code_of_a_repository_is_not_run(tmp_path):
@@ -67,7 +67,7 @@ def test_code_of_a_repository_is_not_run(tmp_path):
     config = {"model_type": "evil", "auto_map": auto}
     (tmp_path / "config.json").write_text(json.dumps(config))
     with pytest.raises(DataError, match="cannot load the image encoder"):
-        load_image_encoder(str(tmp_path))
+        load_encoder(EncoderSpec("image", str(tmp_path)))
     assert not marker.exists()
 
 
@@ -75,14 +75,14 @@ def test_a_model_without_all_its_weights(bert, tmp_path):
     state = {k: v for k, v in bert.state_dict().items() if "layer.1.output" not in k}
     bert.save_pretrained(tmp_path, state_dict=state)
     with pytest.raises(DataError, match=r"4 of its weights are not in its files \(encoder\.layer"):
-        load_text_encoder(str(tmp_path))
+        load_encoder(EncoderSpec("text", str(tmp_path)))
 
 
 def test_damaged_weights(bert, tmp_path):
     bert.save_pretrained(tmp_path)
     (tmp_path / "model.safetensors").write_bytes(b"\xff" * 100)
     with pytest.raises(DataError, match="cannot load the text encoder"):
-        load_text_encoder(str(tmp_path))
+        load_encoder(EncoderSpec("text", str(tmp_path)))
 
 
 @pytest.mark.parametrize("device", ["gpu", "tpu", ""])

@@ -30,7 +30,7 @@ from transformers import (
 
 from mmm4rec.errors import DataError
 from pipeline import model_files
-from pipeline.encoders import load_encoder, load_image_encoder, load_text_encoder
+from pipeline.encoders import EncoderSpec, load_encoder
 
 WORDS = ["red", "blue", "chair", "lamp", "wooden", "steel", "a", "of", "with", "arm"]
 TEXTS = ["red chair", "blue steel lamp with a arm", "a", "wooden chair with arm " * 9]
@@ -134,7 +134,7 @@ def unit(vectors):
 
 
 def test_bert_is_averaged_over_the_texts_own_tokens(bert):
-    encoder = load_text_encoder(bert, "cpu")
+    encoder = load_encoder(EncoderSpec("text", bert, "cpu"))
     model, tokenizer = BertModel.from_pretrained(bert), BertTokenizer.from_pretrained(bert)
     for text, vector in zip(TEXTS, encoder.encode(TEXTS), strict=True):
         ids = tokenizer(text, truncation=True, max_length=16, return_tensors="pt")
@@ -146,7 +146,7 @@ def test_bert_is_averaged_over_the_texts_own_tokens(bert):
 
 
 def test_siglip_texts_are_padded_to_the_end_and_attended(siglip):
-    encoder = load_text_encoder(siglip, "cpu")
+    encoder = load_encoder(EncoderSpec("text", siglip, "cpu"))
     model, tokenizer = SiglipModel.from_pretrained(siglip), SiglipTokenizer.from_pretrained(siglip)
     vectors = encoder.encode(TEXTS)
     for text, vector in zip(TEXTS, vectors, strict=True):
@@ -162,12 +162,14 @@ def test_siglip_texts_are_padded_to_the_end_and_attended(siglip):
 
 
 def test_siglip_images_are_the_pooled_output(siglip):
-    encoder = load_image_encoder(siglip, "cpu")
+    encoder = load_encoder(EncoderSpec("image", siglip, "cpu"))
     processor = SiglipImageProcessorPil.from_pretrained(siglip)
     pixels = processor(pictures(), return_tensors="pt")["pixel_values"]
     expected = SiglipModel.from_pretrained(siglip).vision_model(pixels).pooler_output
     np.testing.assert_allclose(encoder.encode(pictures()), unit(expected), atol=1e-5)
-    assert load_text_encoder(siglip, "cpu").blank.shape == encoder.blank.shape == (32,)
+    assert (
+        load_encoder(EncoderSpec("text", siglip, "cpu")).blank.shape == encoder.blank.shape == (32,)
+    )
     white = Image.new("RGB", (200, 200), "white")
     np.testing.assert_array_equal(encoder.blank, encoder.encode([white])[0])
 
@@ -176,7 +178,7 @@ def test_a_vision_tower_alone(tmp_path):
     torch.manual_seed(1)
     model = SiglipVisionModel(SiglipVisionConfig(**VISION))
     processor = SiglipImageProcessorPil(size={"height": 32, "width": 32})
-    encoder = load_image_encoder(save(tmp_path / "tower", model, processor), "cpu")
+    encoder = load_encoder(EncoderSpec("image", save(tmp_path / "tower", model, processor), "cpu"))
     pixels = processor(pictures(), return_tensors="pt")["pixel_values"]
     expected = unit(model.eval()(pixels).pooler_output)
     np.testing.assert_allclose(encoder.encode(pictures()), expected, atol=1e-5)
@@ -184,16 +186,21 @@ def test_a_vision_tower_alone(tmp_path):
 
 
 def test_vit_is_read_at_its_first_token(vit):
-    encoder = load_image_encoder(vit, "cpu")  # its pooler is not in the files, and not needed
+    encoder = load_encoder(
+        EncoderSpec("image", vit, "cpu")
+    )  # its pooler is not in the files, and not needed
     pixels = ViTImageProcessorPil.from_pretrained(vit)(pictures(), return_tensors="pt")
     model = ViTModel.from_pretrained(vit, add_pooling_layer=False)
     expected = unit(model(**pixels).last_hidden_state[:, 0])
     np.testing.assert_allclose(encoder.encode(pictures()), expected, atol=1e-5)
-    assert load_image_encoder(vit, "cpu").key == encoder.key
+    assert load_encoder(EncoderSpec("image", vit, "cpu")).key == encoder.key
 
 
 def test_clip_images_are_projected(clip):
-    encoder, model = load_image_encoder(clip, "cpu"), CLIPModel.from_pretrained(clip)
+    encoder, model = (
+        load_encoder(EncoderSpec("image", clip, "cpu")),
+        CLIPModel.from_pretrained(clip),
+    )
     processor = CLIPImageProcessorPil.from_pretrained(clip)
     pixels = processor(pictures(), return_tensors="pt")["pixel_values"]
     expected = unit(model.visual_projection(model.vision_model(pixels).pooler_output))
@@ -203,7 +210,7 @@ def test_clip_images_are_projected(clip):
 
 
 def test_clip_texts_are_projected(clip):
-    encoder, model = load_text_encoder(clip, "cpu"), CLIPModel.from_pretrained(clip)
+    encoder, model = load_encoder(EncoderSpec("text", clip, "cpu")), CLIPModel.from_pretrained(clip)
     tokenizer = BertTokenizer.from_pretrained(clip)
     for text, vector in zip(TEXTS, encoder.encode(TEXTS), strict=True):
         ids = tokenizer(text, truncation=True, max_length=16, return_tensors="pt")["input_ids"]
@@ -213,7 +220,7 @@ def test_clip_texts_are_projected(clip):
 
 @pytest.mark.parametrize("pooling", ["mean", "cls", "pooler"])
 def test_a_text_model_is_read_as_asked(bert, pooling):
-    encoder = load_text_encoder(bert, "cpu", pooling=pooling)
+    encoder = load_encoder(EncoderSpec("text", bert, "cpu", pooling=pooling))
     model, tokenizer = BertModel.from_pretrained(bert), BertTokenizer.from_pretrained(bert)
     for text, vector in zip(TEXTS, encoder.encode(TEXTS), strict=True):
         ids = tokenizer(text, truncation=True, max_length=16, return_tensors="pt")
@@ -228,7 +235,7 @@ def test_a_text_model_is_read_as_asked(bert, pooling):
 @pytest.mark.parametrize("family", ["siglip", "clip"])
 def test_a_tower_of_two_is_read_as_asked(request, family, pooling):
     folder = request.getfixturevalue(family)
-    encoder = load_image_encoder(folder, "cpu", pooling=pooling)
+    encoder = load_encoder(EncoderSpec("image", folder, "cpu", pooling=pooling))
     model_class, processor_class = {
         "siglip": (SiglipModel, SiglipImageProcessorPil),
         "clip": (CLIPModel, CLIPImageProcessorPil),
@@ -241,7 +248,7 @@ def test_a_tower_of_two_is_read_as_asked(request, family, pooling):
 
 
 def test_siglip_texts_are_averaged_over_all_64_tokens(siglip):
-    encoder = load_text_encoder(siglip, "cpu", pooling="mean")
+    encoder = load_encoder(EncoderSpec("text", siglip, "cpu", pooling="mean"))
     model, tokenizer = SiglipModel.from_pretrained(siglip), SiglipTokenizer.from_pretrained(siglip)
     ids = tokenizer(TEXTS[:1], padding="max_length", max_length=64, return_tensors="pt").input_ids
     expected = unit(model.text_model(input_ids=ids).last_hidden_state.mean(dim=1))
@@ -249,15 +256,18 @@ def test_siglip_texts_are_averaged_over_all_64_tokens(siglip):
 
 
 def test_pooling_is_part_of_the_key(bert, vit):
-    for load, folder, auto in [(load_text_encoder, bert, "mean"), (load_image_encoder, vit, "cls")]:
-        keys = {p: load(folder, "cpu", pooling=p).key for p in ("auto", "mean", "cls")}
+    for modality, folder, auto in [("text", bert, "mean"), ("image", vit, "cls")]:
+        keys = {
+            pooling: load_encoder(EncoderSpec(modality, folder, "cpu", pooling=pooling)).key
+            for pooling in ("auto", "mean", "cls")
+        }
         assert keys["auto"] == keys[auto]
         assert len(set(keys.values())) == 2
 
 
 def test_a_pooler_that_was_not_trained_is_refused(vit):
     with pytest.raises(DataError, match=r"image encoder .* pooling is pooler, and its files have"):
-        load_image_encoder(vit, "cpu", pooling="pooler")
+        load_encoder(EncoderSpec("image", vit, "cpu", pooling="pooler"))
 
 
 def test_a_model_without_a_pooler(tmp_path):
@@ -266,7 +276,7 @@ def test_a_model_without_a_pooler(tmp_path):
     processor = SiglipImageProcessorPil(size={"height": 32, "width": 32})
     folder = save(tmp_path, SiglipVisionModel(tower), processor)
     with pytest.raises(DataError, match=r"pooling is pooler, and its files have none: use mean"):
-        load_image_encoder(folder, "cpu", pooling="pooler")
+        load_encoder(EncoderSpec("image", folder, "cpu", pooling="pooler"))
 
 
 def test_a_model_without_tokens(tmp_path):
@@ -275,8 +285,8 @@ def test_a_model_without_tokens(tmp_path):
     processor = ViTImageProcessorPil(size={"height": 64, "width": 64})
     folder = save(tmp_path, model, processor)
     with pytest.raises(DataError, match=r"pooling is cls, and its last layer has no tokens"):
-        load_image_encoder(folder, "cpu")
-    encoder = load_image_encoder(folder, "cpu", pooling="pooler")
+        load_encoder(EncoderSpec("image", folder, "cpu"))
+    encoder = load_encoder(EncoderSpec("image", folder, "cpu", pooling="pooler"))
     pixels = processor(pictures(), return_tensors="pt")
     expected = unit(model.eval()(**pixels).pooler_output)
     np.testing.assert_allclose(encoder.encode(pictures()), expected, atol=1e-5)
@@ -284,21 +294,24 @@ def test_a_model_without_tokens(tmp_path):
 
 def test_bert_by_name_is_read_at_its_first_token(bert, monkeypatch):
     monkeypatch.setattr(model_files, "locate", lambda *_: (model_files.Path(bert), "abc123"))
-    encoder = load_text_encoder("bert", "cpu")
+    encoder = load_encoder(EncoderSpec("text", "bert", "cpu"))
     assert (encoder.name, encoder.revision) == ("bert", "abc123")
-    expected = load_text_encoder(bert, "cpu", pooling="cls").encode(TEXTS)
+    expected = load_encoder(EncoderSpec("text", bert, "cpu", pooling="cls")).encode(TEXTS)
     np.testing.assert_array_equal(encoder.encode(TEXTS), expected)
-    mean = load_text_encoder("bert", "cpu", pooling="mean")
+    mean = load_encoder(EncoderSpec("text", "bert", "cpu", pooling="mean"))
     assert mean.preprocessing["pooling"] == "mean"
 
 
 def test_bfloat16_makes_other_features(bert, siglip):
-    for folder, load, inputs in [
-        (bert, load_text_encoder, TEXTS),
-        (siglip, load_text_encoder, TEXTS),
-        (siglip, load_image_encoder, pictures()),
+    for folder, modality, inputs in [
+        (bert, "text", TEXTS),
+        (siglip, "text", TEXTS),
+        (siglip, "image", pictures()),
     ]:
-        whole, half = load(folder, "cpu"), load(folder, "cpu", precision="bf16-true")
+        whole, half = (
+            load_encoder(EncoderSpec(modality, folder, "cpu", precision))
+            for precision in ("auto", "bf16-true")
+        )
         vectors = half.encode(inputs)
         assert vectors.dtype == np.float32
         np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1, rtol=1e-6)
@@ -310,7 +323,7 @@ def test_bfloat16_makes_other_features(bert, siglip):
 
 @pytest.mark.parametrize("name", ["bert", "long", "siglip", "clip"])
 def test_a_text_is_the_same_to_the_bit_in_every_batch(request, name):
-    encoder = load_text_encoder(request.getfixturevalue(name), "cpu", batch_size=4)
+    encoder = load_encoder(EncoderSpec("text", request.getfixturevalue(name), "cpu", batch_size=4))
     random = np.random.default_rng(0)
     texts = [" ".join(random.choice(WORDS, random.integers(1, 60))) for _ in range(23)]
     vectors = encoder.encode(texts)
@@ -322,7 +335,7 @@ def test_a_text_is_the_same_to_the_bit_in_every_batch(request, name):
 
 @pytest.mark.parametrize("name", ["vit", "siglip", "clip"])
 def test_a_picture_is_the_same_to_the_bit_in_every_batch(request, name):
-    encoder = load_image_encoder(request.getfixturevalue(name), "cpu", batch_size=4)
+    encoder = load_encoder(EncoderSpec("image", request.getfixturevalue(name), "cpu", batch_size=4))
     random = np.random.default_rng(0)
     images = [Image.fromarray(random.integers(0, 255, (40, 40, 3), np.uint8)) for _ in range(11)]
     vectors = encoder.encode(images)
@@ -333,7 +346,7 @@ def test_a_picture_is_the_same_to_the_bit_in_every_batch(request, name):
 
 
 def test_batches_have_one_shape_each(long, monkeypatch):
-    encoder = load_text_encoder(long, "cpu", batch_size=2)
+    encoder = load_encoder(EncoderSpec("text", long, "cpu", batch_size=2))
     shapes = []
     forward = encoder._loaded.model.forward
 
@@ -348,27 +361,29 @@ def test_batches_have_one_shape_each(long, monkeypatch):
 
 
 def test_an_encoder_is_loaded_again_from_its_spec(bert):
-    encoder = load_text_encoder(bert, "cpu", pooling="cls", precision="bf16-true", batch_size=3)
+    encoder = load_encoder(
+        EncoderSpec("text", bert, "cpu", pooling="cls", precision="bf16-true", batch_size=3)
+    )
     again = load_encoder(encoder.spec)
     assert (again.key, again.spec) == (encoder.key, encoder.spec)
     np.testing.assert_array_equal(again.encode(TEXTS), encoder.encode(TEXTS))
 
 
 def test_the_key_names_weights_and_preprocessing(vit, tmp_path):
-    original = load_image_encoder(vit, "cpu")
+    original = load_encoder(EncoderSpec("image", vit, "cpu"))
     model = ViTModel.from_pretrained(vit)
     processor = ViTImageProcessorPil.from_pretrained(vit)
     folder = tmp_path / original.name
 
     save(folder, model, processor)
-    copied = load_image_encoder(str(folder), "cpu")
+    copied = load_encoder(EncoderSpec("image", str(folder), "cpu"))
     with torch.no_grad():
         model.layernorm.bias[0] += 1
     save(folder, model)
-    retrained = load_image_encoder(str(folder), "cpu")
+    retrained = load_encoder(EncoderSpec("image", str(folder), "cpu"))
     processor.image_mean = [0.4, 0.5, 0.5]
     save(folder, processor)
-    recoloured = load_image_encoder(str(folder), "cpu")
+    recoloured = load_encoder(EncoderSpec("image", str(folder), "cpu"))
 
     assert len({original.key, retrained.key, recoloured.key}) == 3
     assert re.fullmatch(r"[a-z0-9-]+-[0-9a-f]{10}", original.key)
@@ -377,7 +392,7 @@ def test_the_key_names_weights_and_preprocessing(vit, tmp_path):
 
 @has_minilm
 def test_minilm_knows_what_texts_mean():
-    encoder = load_text_encoder("minilm", "cpu")
+    encoder = load_encoder(EncoderSpec("text", "minilm", "cpu"))
     assert (encoder.name, encoder.width) == ("minilm", 384)
     assert encoder.preprocessing["max_tokens"] == 256
     sofa, couch, printer = encoder.encode(
@@ -400,28 +415,33 @@ def test_minilm_is_the_masked_mean():
     for row, mask in zip(hidden, tokens["attention_mask"].numpy(), strict=True):
         mean = sum(vector for vector, real in zip(row, mask, strict=True) if real) / mask.sum()
         expected.append(mean / np.sqrt((mean**2).sum()))
-    np.testing.assert_allclose(load_text_encoder("minilm").encode(TEXTS), expected, atol=1e-5)
+    np.testing.assert_allclose(
+        load_encoder(EncoderSpec("text", "minilm")).encode(TEXTS), expected, atol=1e-5
+    )
 
 
 def test_a_text_model_is_no_image_model(bert):
     with pytest.raises(DataError, match=r"no usable preprocessor_config\.json for pictures"):
-        load_image_encoder(bert)
+        load_encoder(EncoderSpec("image", bert))
 
 
 def test_an_image_model_is_no_text_model(vit):
     with pytest.raises(DataError, match=r"cannot load the text encoder"):
-        load_text_encoder(vit)
+        load_encoder(EncoderSpec("text", vit))
 
 
 @pytest.mark.gpu
 def test_bfloat16_on_a_gpu_is_close_to_float32(bert, siglip):
-    for name, load, inputs in [
-        (bert, load_text_encoder, TEXTS),
-        (siglip, load_text_encoder, TEXTS),
-        (siglip, load_image_encoder, pictures()),
+    for name, modality, inputs in [
+        (bert, "text", TEXTS),
+        (siglip, "text", TEXTS),
+        (siglip, "image", pictures()),
     ]:
-        on_gpu, on_cpu = load(name, "cuda"), load(name, "cpu")
+        on_gpu, on_cpu, half_on_cpu, whole_on_gpu = (
+            load_encoder(EncoderSpec(modality, name, *where))
+            for where in (("cuda",), ("cpu",), ("cpu", "bf16-true"), ("cuda", "32-true"))
+        )
         cosines = (on_gpu.encode(inputs) * on_cpu.encode(inputs)).sum(axis=1)
         assert cosines.min() > 0.99
-        assert on_gpu.key == load(name, "cpu", precision="bf16-true").key != on_cpu.key
-        assert load(name, "cuda", precision="32-true").key == on_cpu.key
+        assert on_gpu.key == half_on_cpu.key != on_cpu.key
+        assert whole_on_gpu.key == on_cpu.key

@@ -224,11 +224,6 @@ def test_nothing_is_started_where_all_is_encoded(tmp_path, monkeypatch, read_tre
     assert seen == [(80, 80)]
 
 
-def test_machines_are_not_counted(tmp_path):
-    with pytest.raises(ConfigError, match=r"num_nodes is 2: a Ray cluster .* Next: --set feat"):
-        encode_with_ray(plan(tmp_path), HASHING, FeaturesConfig(num_nodes=2))
-
-
 @pytest.mark.parametrize("missing", ["ray", "ray.data"])
 def test_ray_has_to_be_installed(monkeypatch, missing):
     monkeypatch.setitem(sys.modules, missing, None)

@@ -8,10 +8,11 @@ from pathlib import Path
 import pytest
 
 from mmm4rec.config import PrepareConfig
-from pipeline.amazon import read_interactions, read_metadata
+from pipeline.amazon import read_interactions
 from pipeline.atomic import AtomicFiles, read_atomic
 from pipeline.filtering import k_core
 from pipeline.inputs import resolve_inputs
+from pipeline.metadata import read_metadata
 from pipeline.splitting import ambiguous_order_share, assign_ids
 from pipeline.survivors import filter_amazon
 from pipeline.tables import write_parquet

@@ -1,6 +1,9 @@
+import threading
+
 import pytest
 
-from pipeline.stages import run_stage
+from pipeline import stages
+from pipeline.stages import run_stage, watched
 
 
 def _run(folder, inputs, work, resumable=False):
@@ -60,3 +63,33 @@ def test_a_damaged_record_means_that_the_stage_is_not_done(tmp_path):
     _run(folder, 1, _finish)
     (folder / "stage.json").write_text("{")
     assert _run(folder, 1, _finish)[1] == ["stage ..."]
+
+
+def test_the_work_of_others_is_watched_and_never_goes_back(monkeypatch):
+    monkeypatch.setattr(stages, "LOOK_S", 0.001)
+    counts, said, seen = iter([1, 5, 3]), [], threading.Event()
+
+    def count():
+        value = next(counts, None)
+        if value is None:
+            seen.set()
+        return value or 0
+
+    with watched(count, 7, lambda done, total: said.append((done, total))):
+        assert seen.wait(20)
+    assert said[:3] == [(1, 7), (5, 7), (5, 7)]
+    assert said[-1] == (7, 7)
+    assert [done for done, _ in said] == sorted(done for done, _ in said)
+
+
+def test_what_failed_is_not_said_to_be_done():
+    said = []
+
+    def say(done, total):
+        said.append((done, total))
+
+    with pytest.raises(ValueError, match="broken"), watched(lambda: 0, 7, say):
+        raise ValueError("broken")
+    assert (7, 7) not in said
+    with watched(lambda: 0, 7, None):
+        pass
