@@ -327,8 +327,8 @@ def import_official(
     as_json: AsJson = False,
 ) -> None:
     """Turn the authors' weights into a checkpoint of ours, without running what they pickled."""
-    from mmm4rec.config import load_config
     from mmm4rec.official_files import import_official as import_file
+    from mmm4rec.settings import load_config
     from pipeline.datamodule import SequenceDataModule
 
     catalogue = None
@@ -371,7 +371,7 @@ def _load(
     verb: str, preset: str | None, overrides: list[str], base: dict[str, Any] | None = None
 ) -> Config:
     from experiments.presets import find_preset
-    from mmm4rec.config import load_config, merge_settings, read_preset
+    from mmm4rec.settings import load_config, merge_settings, read_preset
 
     settings = merge_settings(read_preset(find_preset(verb)), base or {})
     return load_config(find_preset(preset) if preset else None, overrides, base=settings)
@@ -386,7 +386,7 @@ def _overrides(shortcuts: dict[str, Any], given: list[str]) -> list[str]:
 
 
 def _trained_settings(checkpoint: Checkpoint, data_dir: Path | None, given: list[str]) -> Config:
-    from mmm4rec.config import load_config
+    from mmm4rec.settings import load_config
 
     overrides = _overrides({"data.data_dir": data_dir}, given)
     return load_config(None, overrides, base=checkpoint.config.as_dict())

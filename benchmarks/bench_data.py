@@ -10,7 +10,6 @@ batch is made of: every number read once and written once.
 
 from __future__ import annotations
 
-import argparse
 import itertools
 import time
 from collections.abc import Iterable, Sized
@@ -26,6 +25,7 @@ from benchmarks.machine import (
     describe_machine,
     measure_peaks,
     print_table,
+    read_arguments,
     repeat,
 )
 from benchmarks.plain_data import PrefixDataset, materialise_prefixes
@@ -89,13 +89,7 @@ def measure(job: dict[str, Any]) -> dict[str, Any]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
-    )
-    parser.add_argument("--quick", action="store_true", help="small sizes, to see that it runs")
-    parser.add_argument("--repetitions", type=int, default=3, help="processes of each formulation")
-    parser.add_argument("--job", help=argparse.SUPPRESS)
-    arguments = parser.parse_args()
+    arguments = read_arguments(__doc__)
     if arguments.job:
         answer(measure, arguments.job)
         return

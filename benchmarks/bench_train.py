@@ -34,11 +34,20 @@ from benchmarks.machine import (
     describe_machine,
     measure_peaks,
     print_table,
+    read_arguments,
     repeat,
     seconds,
 )
 from benchmarks.plain_model import PlainModel
-from benchmarks.workload import CATALOGUES, FEATURE_WIDTH, Size, build_catalogue, draw_batch
+from benchmarks.workload import (
+    CATALOGUES,
+    FEATURE_WIDTH,
+    Size,
+    add_sizes,
+    build_catalogue,
+    chosen_sizes,
+    draw_batch,
+)
 from mmm4rec.batch import SequenceBatch
 from mmm4rec.loss import catalogue_loss
 from mmm4rec.model import MMM4Rec
@@ -225,24 +234,16 @@ def _row(
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
-    )
-    parser.add_argument("--quick", action="store_true", help="small sizes, to see that it runs")
-    parser.add_argument("--compiled", action="store_true", help="also under torch.compile")
-    parser.add_argument("--items", type=int, nargs="*", default=list(CATALOGUES.values()))
-    parser.add_argument("--lengths", nargs="*", default=["full", "real"], choices=["full", "real"])
-    parser.add_argument("--steps", type=int, default=2, help="timed steps of each process")
-    parser.add_argument("--repetitions", type=int, default=3, help="processes of each formulation")
-    parser.add_argument("--job", help=argparse.SUPPRESS)
-    arguments = parser.parse_args()
+    arguments = read_arguments(__doc__, add_sizes, _add_compiled)
     if arguments.job:
         answer(measure, arguments.job)
         return
-    for num_items in [500] if arguments.quick else arguments.items:
-        for lengths in arguments.lengths:
-            small = {"batch_size": 64, "d_model": 64} if arguments.quick else {}
-            compare(Size(num_items=num_items, lengths=lengths, **small), arguments)
+    for size in chosen_sizes(arguments, CATALOGUES.values()):
+        compare(size, arguments)
+
+
+def _add_compiled(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--compiled", action="store_true", help="also under torch.compile")
 
 
 if __name__ == "__main__":

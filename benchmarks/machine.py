@@ -14,15 +14,17 @@ import statistics
 import subprocess
 import sys
 import time
+from argparse import SUPPRESS, ArgumentParser, Namespace, RawTextHelpFormatter
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 
+from benchmarks.measure import resident, restart_peak
+
 MIB = 1 << 20
 GIB = 1 << 30
-_STATUS = Path("/proc/self/status")
 _OUT_OF_MEMORY = "out of memory"
 
 
@@ -78,25 +80,19 @@ class MemoryMeter:
     def __init__(self, device: str) -> None:
         self.device = device
         if device == "cpu":
-            # 5 sets the peak back to what is resident now (man 5 proc).
-            Path("/proc/self/clear_refs").write_text("5")
-            self.before = _resident("VmRSS")
+            restart_peak()
+            self.before = resident("VmRSS")
         else:
             torch.cuda.reset_peak_memory_stats()
             self.before = torch.cuda.memory_allocated()
 
     def peak(self) -> int:
         """Return the peak in bytes."""
-        return _resident("VmHWM") if self.device == "cpu" else torch.cuda.max_memory_allocated()
+        return resident("VmHWM") if self.device == "cpu" else torch.cuda.max_memory_allocated()
 
     def working(self) -> int:
         """Return by how many bytes the peak is above what was there when the meter was made."""
         return self.peak() - self.before
-
-
-def _resident(field: str) -> int:
-    line = next(x for x in _STATUS.read_text().splitlines() if x.startswith(field))
-    return int(line.split()[1]) * 1024
 
 
 def limit_memory(num_bytes: int) -> None:
@@ -128,6 +124,22 @@ def measure_apart(module: str, job: dict[str, Any]) -> dict[str, Any] | None:
     if _OUT_OF_MEMORY in done.stderr:
         return None
     raise RuntimeError(f"{module} {job} failed:\n{done.stderr[-3000:]}")
+
+
+def read_arguments(doc: str | None, *more: Callable[[ArgumentParser], object]) -> Namespace:
+    """Read the command line of a benchmark that measures apart.
+
+    Args:
+        doc: what the benchmark is.
+        more: functions that add options of its own.
+    """
+    parser = ArgumentParser(description=doc, formatter_class=RawTextHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="small sizes, to see that it runs")
+    parser.add_argument("--repetitions", type=int, default=3, help="processes of each formulation")
+    parser.add_argument("--job", help=SUPPRESS)
+    for add in more:
+        add(parser)
+    return parser.parse_args()
 
 
 def answer(measure: Callable[[dict[str, Any]], dict[str, Any]], job: str) -> None:

@@ -30,19 +30,22 @@ class Meter:
         self.stages: list[Stage] = []
 
     def __call__(self, name: str, work: Callable[[], Result], /) -> Result:
-        _CLEAR.write_text("5", encoding="ascii")  # Linux: the peak begins anew
+        restart_peak()
         began = time.perf_counter()
         result = work()
-        self.stages.append(Stage(name, time.perf_counter() - began, peak_mb()))
+        self.stages.append(Stage(name, time.perf_counter() - began, resident("VmHWM") / 1e6))
         return result
 
 
-def peak_mb() -> float:
-    """Return the highest resident memory since the start or the last stage's beginning, MB."""
-    for line in _STATUS.read_text(encoding="ascii").splitlines():
-        if line.startswith("VmHWM:"):
-            return int(line.split()[1]) * 1024 / 1e6
-    raise RuntimeError(f"{_STATUS} has no VmHWM")
+def restart_peak() -> None:
+    """Set the peak back to what is resident now (5: man 5 proc)."""
+    _CLEAR.write_text("5", encoding="ascii")
+
+
+def resident(field: str) -> int:
+    """Return the process's resident memory now (VmRSS) or at its peak (VmHWM), bytes."""
+    lines = _STATUS.read_text(encoding="ascii").splitlines()
+    return int(next(line for line in lines if line.startswith(field)).split()[1]) * 1024
 
 
 def in_process(module: str, *arguments: Any) -> list[Stage]:

@@ -8,6 +8,8 @@ on average, and one sample per event that is not held out.
 
 from __future__ import annotations
 
+from argparse import ArgumentParser, Namespace
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Literal
 
@@ -47,6 +49,21 @@ class Size:
             num_groups=self.d_model // 32,
             use_item_bias=self.use_item_bias,
         )
+
+
+def add_sizes(parser: ArgumentParser) -> None:
+    """Add the options that choose sizes."""
+    parser.add_argument("--items", type=int, nargs="*", help="sizes of the catalogue")
+    parser.add_argument("--lengths", nargs="*", default=["full", "real"], choices=["full", "real"])
+    parser.add_argument("--steps", type=int, default=2, help="timed steps of each process")
+
+
+def chosen_sizes(arguments: Namespace, catalogues: Iterable[int]) -> Iterator[Size]:
+    """Yield the sizes that the options choose; `catalogues` where they say nothing of items."""
+    small = {"batch_size": 64, "d_model": 64} if arguments.quick else {}
+    for num_items in [500] if arguments.quick else arguments.items or catalogues:
+        for lengths in arguments.lengths:
+            yield Size(num_items=num_items, lengths=lengths, **small)
 
 
 def build_catalogue(num_items: int) -> ItemCatalogue:

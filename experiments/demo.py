@@ -16,10 +16,11 @@ from experiments.curves import draw_curves, read_curve
 from experiments.presets import find_preset
 from mmm4rec.baselines.popularity import Popularity
 from mmm4rec.checkpoint import read_checkpoint
-from mmm4rec.config import Config, architecture, load_config, merge_settings, read_preset
+from mmm4rec.config import Config, architecture
 from mmm4rec.metrics import TargetRank, bootstrap_intervals, per_user_metrics
 from mmm4rec.run_folder import RESULTS, environment, write_json
 from mmm4rec.runner import RANKS, Run, evaluate, fit
+from mmm4rec.settings import load_config, merge_settings, read_preset
 from pipeline.build import prepare_domain
 from pipeline.datamodule import SequenceDataModule, Stage
 from pipeline.schema import atomic_path

@@ -19,9 +19,10 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from mmm4rec.batch import ItemCatalogue
-from mmm4rec.config import Config, build_config
+from mmm4rec.config import Config
 from mmm4rec.errors import CheckpointError
 from mmm4rec.model import DOMAIN_BOUND_PREFIX
+from mmm4rec.settings import build_config
 
 MODEL_FILE = Path("checkpoints") / "best.safetensors"  # inside a run folder
 _METADATA_KEY = "mmm4rec"

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +14,6 @@ from mmm4rec.config import Config
 from mmm4rec.errors import ConfigError, DataError
 from pipeline.audit import audit_features
 from pipeline.encoders import EncoderSpec, Modality, check_encoder, load_encoder
-from pipeline.encoding import AnyEncoder
 from pipeline.features import encode_images, encode_texts
 from pipeline.foreign_features import import_features
 from pipeline.schema import FEATURES, FeatureSet
@@ -97,130 +98,117 @@ def make_features(
         DataError: the encoder cannot be had, features cannot be used, or the audit fails.
     """
     name = getattr(config.features, modality)
+    stage = _Stage(modality, subject, config, work / FEATURES / modality, echo)
     if name == SOURCE:
-        return _import(modality, subject, config, work, audit, echo)
+        _refuse_audit(modality, audit)
+        return stage.take_over()
     column = subject.items["text"] if modality == "text" else subject.images["file"]
     if name == "none" or column.null_count() == len(column):
-        echo(f"{modality} features: none, no item has {modality}")
+        echo(f"{stage.name}: none, no item has {modality}")
         return None
-    return _encode(modality, name, column, subject, config, work, audit=audit, echo=echo)
+    return stage.encode(name, column, audit=audit)
 
 
-def _encode(
-    modality: Modality,
-    name: str,
-    column: pl.Series,
-    subject: Subject,
-    config: Config,
-    work: Path,
-    *,
-    audit: bool,
-    echo: Echo,
-) -> MadeFeatures:
-    settings = config.features
-    spec = EncoderSpec(
-        modality, name, settings.device, settings.precision, settings.pooling, settings.batch_size
-    )
-    identity = [_identity(name), settings.device, settings.precision, settings.pooling]
-    folder = work / FEATURES / modality / stage_key(identity)
-    loaded: list[AnyEncoder] = []
+@dataclass(frozen=True)
+class _Stage:
+    """The stage of one modality."""
 
-    def load() -> AnyEncoder:
-        if not loaded:
-            encoder = load_encoder(spec)
-            assert encoder is not None
-            loaded.append(encoder)
-        return loaded[0]
+    modality: Modality
+    subject: Subject
+    config: Config
+    folder: Path
+    echo: Echo
 
-    def encode(into: Path) -> dict[str, Any]:
-        return _encode_all(modality, subject, config, into, load(), echo).model_dump()
+    @property
+    def name(self) -> str:
+        return f"{self.modality} features"
 
-    content = stage_key([subject.items["item_id"].to_list(), column.to_list()])
-    inputs = [subject.fingerprint, content, identity, settings.batch_size, settings.shard_size]
-    stage = f"{modality} features"
-    made = FeatureSet.model_validate(run_stage(stage, folder, inputs, encode, echo, resumable=True))
-    if audit:
-        _audit(modality, subject, folder / made.key, load(), echo)
-    return MadeFeatures(made, folder / made.key)
+    def encode(self, encoder_name: str, column: pl.Series, *, audit: bool) -> MadeFeatures:
+        settings = self.config.features
+        how = (settings.device, settings.precision, settings.pooling)
+        spec = EncoderSpec(self.modality, encoder_name, *how, settings.batch_size)
+        load = lru_cache(1)(lambda: load_encoder(spec))  # only where there is something to do
+        identity = [_identity(encoder_name), *how]
+        content = stage_key([self.subject.items["item_id"].to_list(), column.to_list()])
+        made = self._run(
+            self.folder / stage_key(identity),
+            [content, identity, settings.batch_size],
+            lambda into: self._encode_all(into, load()),
+        )
+        if audit:
+            self._audit(made, load())
+        return made
+
+    def take_over(self) -> MadeFeatures:
+        """Take over the features that come with the set."""
+        file, origin = self.subject.brought[self.modality], self.subject.source_format
+        present = self.subject.has_image if self.modality == "image" else None
+        shared_by = self.config.images.placeholder_items if self.modality == "image" else 0
+
+        def import_all(into: Path) -> FeatureSet:
+            return import_features(
+                file,
+                into,
+                self.modality,
+                self.subject.fingerprint,
+                len(self.subject.items),
+                f"{origin}-{self.modality}",
+                present=present,
+                shared_by=shared_by,
+                # Their scripts use one encoder for all domains: a model can move between them.
+                is_one_encoder=origin == "released",
+                shard_size=self.config.features.shard_size,
+            )
+
+        stat = file.stat()
+        inputs = [file.name, stat.st_size, stat.st_mtime_ns, present, shared_by]
+        return self._run(self.folder / SOURCE, inputs, import_all)
+
+    def _run(
+        self, folder: Path, inputs: list[Any], work: Callable[[Path], FeatureSet]
+    ) -> MadeFeatures:
+        result = run_stage(
+            self.name,
+            folder,
+            [self.subject.fingerprint, self.config.features.shard_size, *inputs],
+            lambda into: work(into).model_dump(),
+            self.echo,
+            resumable=True,
+        )
+        made = FeatureSet.model_validate(result)
+        return MadeFeatures(made, folder / made.key)
+
+    def _encode_all(self, folder: Path, encoder: Any) -> FeatureSet:
+        subject, settings = self.subject, self.config.features
+        last = (settings, subject.fingerprint, say_share(self.echo, self.name))
+        if self.modality == "text":
+            return encode_texts(subject.items, folder / encoder.key, encoder, *last)
+        into = folder / encoder.key
+        return encode_images(subject.images, subject.image_folder, into, encoder, *last)
+
+    def _audit(self, made: MadeFeatures, encoder: Any) -> None:
+        subject = self.subject
+        items, images = (
+            (subject.items, None)
+            if self.modality == "text"
+            else (subject.images, subject.image_folder)
+        )
+        found = audit_features(
+            items, made.shards, encoder, subject.fingerprint, image_folder=images
+        )
+        self.echo(
+            f"{self.name}: audit of {found.items} items: cosine at least "
+            f"{found.worst_cosine:.5f}, difference at most {found.worst_difference:.5f}; "
+            f"{found.missing} items are missing"
+        )
 
 
-def _encode_all(
-    modality: Modality,
-    subject: Subject,
-    config: Config,
-    folder: Path,
-    encoder: Any,
-    echo: Echo,
-) -> FeatureSet:
-    into, say = folder / encoder.key, say_share(echo, f"{modality} features")
-    if modality == "text":
-        return encode_texts(subject.items, into, encoder, config.features, subject.fingerprint, say)
-    return encode_images(
-        subject.images,
-        subject.image_folder,
-        into,
-        encoder,
-        config.features,
-        subject.fingerprint,
-        say,
-    )
-
-
-def _audit(
-    modality: Modality, subject: Subject, shards: Path, encoder: AnyEncoder, echo: Echo
-) -> None:
-    items, images = (
-        (subject.items, None) if modality == "text" else (subject.images, subject.image_folder)
-    )
-    found = audit_features(items, shards, encoder, subject.fingerprint, image_folder=images)
-    echo(
-        f"{modality} features: audit of {found.items} items: cosine at least "
-        f"{found.worst_cosine:.5f}, difference at most {found.worst_difference:.5f}; "
-        f"{found.missing} items are missing"
-    )
-
-
-def _import(
-    modality: Modality, subject: Subject, config: Config, work: Path, audit: bool, echo: Echo
-) -> MadeFeatures:
+def _refuse_audit(modality: Modality, audit: bool) -> None:
     if audit:
         raise DataError(
             f"--audit: {modality} features that come with a set cannot be encoded again. Next: "
             f"leave out --audit"
         )
-    file = subject.brought[modality]
-    present = subject.has_image if modality == "image" else None
-    shared_by = config.images.placeholder_items if modality == "image" else 0
-    # Their scripts use one encoder for every domain: a model can move between them.
-    is_one_encoder = subject.source_format == "released"
-
-    def take_over(folder: Path) -> dict[str, Any]:
-        return import_features(
-            file,
-            folder,
-            modality,
-            subject.fingerprint,
-            len(subject.items),
-            f"{subject.source_format}-{modality}",
-            present=present,
-            shared_by=shared_by,
-            is_one_encoder=is_one_encoder,
-            shard_size=config.features.shard_size,
-        ).model_dump()
-
-    stat = file.stat()
-    inputs = [
-        subject.fingerprint,
-        [file.name, stat.st_size, stat.st_mtime_ns],
-        present,
-        shared_by,
-        config.features.shard_size,
-    ]
-    folder = work / FEATURES / modality / SOURCE
-    made = FeatureSet.model_validate(
-        run_stage(f"{modality} features", folder, inputs, take_over, echo, resumable=True)
-    )
-    return MadeFeatures(made, folder / made.key)
 
 
 def _identity(name: str) -> list[Any]:

@@ -14,7 +14,8 @@ from typer.testing import CliRunner
 
 import cli
 from mmm4rec.batch import ItemCatalogue, ModalityFeatures
-from mmm4rec.config import Config, load_config
+from mmm4rec.config import Config
+from mmm4rec.settings import load_config
 from pipeline.datamodule import SequenceDataModule
 from pipeline.sequences import FlatSequences
 from pipeline.synthetic import DomainSpec, WorldSpec, build_world, serve

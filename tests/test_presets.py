@@ -4,8 +4,9 @@ import pytest
 import yaml
 
 from experiments.presets import find_preset
-from mmm4rec.config import Config, load_config
+from mmm4rec.config import Config
 from mmm4rec.errors import ConfigError
+from mmm4rec.settings import load_config
 
 FOLDER = Path(__file__).parents[1] / "experiments" / "presets"
 PRESETS = sorted(FOLDER.glob("*.yaml"))

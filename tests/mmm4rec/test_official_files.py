@@ -8,13 +8,13 @@ import yaml
 
 from mmm4rec.batch import ItemCatalogue, ModalityFeatures, SequenceBatch
 from mmm4rec.checkpoint import read_checkpoint, save_checkpoint, transfer_weights
-from mmm4rec.config import load_config
 from mmm4rec.errors import CheckpointError, ConfigError
 from mmm4rec.model import MMM4Rec
 from mmm4rec.official import to_official
 from mmm4rec.official_files import export_official, features_file, import_official, read_official
 from mmm4rec.official_settings import official_model_config
 from mmm4rec.runner import load_model
+from mmm4rec.settings import load_config
 
 SETTINGS = {
     "hidden_size": 8,

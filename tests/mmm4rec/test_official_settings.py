@@ -3,7 +3,7 @@ import json
 import pytest
 import yaml
 
-from mmm4rec.config import OFFICIAL, Config, ModelConfig, load_config
+from mmm4rec.config import OFFICIAL, Config, ModelConfig
 from mmm4rec.errors import CheckpointError, ConfigError
 from mmm4rec.official_settings import (
     official_config,
@@ -12,6 +12,7 @@ from mmm4rec.official_settings import (
     read_settings,
     unknown_settings,
 )
+from mmm4rec.settings import load_config
 
 # As the files of the released fine-tuning runs say it.
 RELEASED = """

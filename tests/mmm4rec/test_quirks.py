@@ -13,12 +13,13 @@ from lightning import Callback, Trainer
 from torch.nn import functional as F
 
 from mmm4rec.batch import ItemCatalogue, ModalityFeatures
-from mmm4rec.config import OFFICIAL, ModelConfig, load_config
+from mmm4rec.config import OFFICIAL, ModelConfig
 from mmm4rec.layers.norm import GatedRMSNorm, LayerNorm, PositionNorm
 from mmm4rec.layers.time import TimeEncoder
 from mmm4rec.lit_module import LitRecommender
 from mmm4rec.loss import full_catalogue_loss, in_batch_loss
 from mmm4rec.model import MMM4Rec
+from mmm4rec.settings import load_config
 from pipeline.sequences import FlatSequences
 
 TESTS = {

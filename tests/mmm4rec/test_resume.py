@@ -18,9 +18,9 @@ from mmm4rec.batch import ItemCatalogue, ModalityFeatures
 from mmm4rec.callbacks.history import EpochHistory
 from mmm4rec.callbacks.resuming import ResumePoint
 from mmm4rec.checkpoint import MODEL_FILE
-from mmm4rec.config import load_config
 from mmm4rec.lit_module import LitRecommender
 from mmm4rec.runner import RANKS, fit
+from mmm4rec.settings import load_config
 from pipeline.datamodule import SequenceDataModule
 from pipeline.sequences import FlatSequences
 

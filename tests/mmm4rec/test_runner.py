@@ -8,11 +8,11 @@ import yaml
 
 from mmm4rec.baselines.popularity import Popularity
 from mmm4rec.checkpoint import read_checkpoint
-from mmm4rec.config import build_config
 from mmm4rec.errors import CheckpointError, DataError
 from mmm4rec.lit_module import LitRecommender
 from mmm4rec.metrics import TargetRank, per_user_metrics
 from mmm4rec.runner import evaluate, fit, load_model
+from mmm4rec.settings import build_config
 
 TIMED = ("seconds", "_per_second", "memory_mib")
 

@@ -1,3 +1,4 @@
+import json
 import os
 import re
 import socket
@@ -11,11 +12,11 @@ import pyarrow.parquet as pq
 import pytest
 
 from experiments.presets import find_preset
-from mmm4rec.config import load_config
-from mmm4rec.errors import DataError
+from mmm4rec.errors import ConfigError, DataError
+from mmm4rec.settings import load_config
 from pipeline.build import prepare_domain
 from pipeline.feature_store import read_features
-from pipeline.schema import prepared_dir, read_manifest
+from pipeline.schema import Count, prepared_dir, read_manifest
 from pipeline.synthetic.shop import WITHOUT_IMAGE
 
 DOMAIN = "MiniOffice"
@@ -385,6 +386,57 @@ def test_an_atomic_set_keeps_its_numbers_and_has_no_times(build, atomic_source, 
     assert manifest.card["time"] is manifest.card["ambiguous_order_share"] is None
     assert "image features: none, no item has image" in lines
     assert asked == []
+
+
+def test_features_that_come_with_a_set_are_taken_over(build, atomic_source, read_tree):
+    vectors = np.array([[1, 0, 0], [0, 2, 0], [0, 0, 0], [1, 1, 1]], np.float32)
+    (atomic_source / "Tiny.feat1CLS").write_bytes(vectors.tobytes())
+    wanted = ("features.text=source", "features.image=none")
+    manifest, _, folder = build(*wanted, source=atomic_source, domain="Tiny")
+    (made,) = manifest.features
+    assert (made.encoder, made.width, made.present) == ("atomic-text", 3, 3)
+    stored = read_features(folder / "features/text" / made.key, 4, manifest.fingerprint)
+    assert stored.values[1:].tolist() == vectors.tolist()
+    assert stored.present.tolist() == [False, True, True, False, True]
+    assert manifest.card["features"] == {"text": {made.key: 3}}
+    again = build(*wanted, source=atomic_source, domain="Tiny")
+    assert "text features" in _unchanged(again[1])
+    with pytest.raises(DataError, match=r"--audit: text features that come .* leave out --audit"):
+        build(*wanted, source=atomic_source, domain="Tiny", audit=True)
+    with pytest.raises(ConfigError, match=r"--image-encoder source: no image features come with"):
+        build("features.image=source", source=atomic_source, domain="Tiny")
+    with pytest.raises(ConfigError, match=r"--require-image leaves some out"):
+        build(*wanted, "prepare.require_image=true", source=atomic_source, domain="Tiny")
+
+
+def test_a_domain_of_the_release_of_2023_lives_beside_that_of_2018(build, tmp_path):
+    reviews = [
+        {
+            "user_id": f"U{u}",
+            "parent_asin": f"B{i}",
+            "rating": 5.0,
+            "timestamp": 1_600_000_000_999 - i,
+        }
+        for u in range(5)
+        for i in range(5)
+    ]
+    items = [
+        {"parent_asin": f"B{i}", "title": f"Pen &amp; ink {i}", "store": "Acme", "images": []}
+        for i in range(6)
+    ]
+    for name, rows in (("Office_Products", reviews), ("meta_Office_Products", items)):
+        lines = "".join(json.dumps(row) + "\n" for row in rows)
+        (tmp_path / f"{name}.jsonl").write_text(lines)
+    manifest, _, _ = build("prepare.release='2023'", source=tmp_path, domain="Office")
+    assert (manifest.domain, manifest.source_format) == ("Office-2023", "amazon2023")
+    folder = prepared_dir(tmp_path / "data", "Office-2023")
+    assert manifest.counts[-1] == Count(step="5-core", users=5, items=5, interactions=25)
+    rows = pl.read_parquet(folder / "interactions.parquet")
+    assert set(rows["timestamp"]) == {1_600_000_000}  # whole seconds: the line decides
+    assert rows["item_id"].to_list() == [1, 2, 3, 4, 5] * 5
+    described = pl.read_parquet(folder / "items.parquet")
+    assert described["text"][0] == "Pen & ink 0. Acme."
+    assert manifest.card["published"]["note"].startswith("not comparable: release is 2023")
 
 
 def test_an_atomic_set_of_events_goes_through_the_core(build, tmp_path):

@@ -7,8 +7,8 @@ from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 
 from experiments.presets import find_preset
-from mmm4rec.config import load_config
 from mmm4rec.errors import ConfigError
+from mmm4rec.settings import load_config
 from pipeline.build import prepare_domain
 from pipeline.domains import find_domain
 from pipeline.dry_run import format_plan, plan_domain
