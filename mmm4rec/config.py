@@ -155,6 +155,17 @@ class DataConfig(Section):
     target_time: Literal["hidden", "leaked"] = Field(
         default="hidden", description="leaked: the target's time stays in the input (authors' bug)"
     )
+    query_time: Literal["none", "now"] = Field(
+        default="none",
+        description="now: the moment of recommending is an input, in training the target's time",
+    )
+    last_items: int | None = Field(
+        default=None, ge=1, description="read only so many of the most recent items"
+    )
+    hidden_modalities: dict[str, float] = Field(
+        default={}, description="per modality the share of its items that lose it, for studies"
+    )
+    hidden_seed: int = Field(default=0, ge=0, description="which items lose it")
     validation_share: float = Field(
         default=0.05,
         gt=0,
@@ -183,6 +194,25 @@ class ModelConfig(Section):
     use_time: bool = Field(default=True, description="false: plain SSD, no filter")
     use_feed_forward: bool = Field(default=True)
     per_position_time_gate: bool = Field(default=False, description="the authors' p2p_residual")
+    name: Literal["mmm4rec", "sasrec", "gru4rec", "bsarec", "mamba4rec", "tim4rec"] = Field(
+        default="mmm4rec", description="the model, or one that it is compared with"
+    )
+    item_inputs: Literal["ids", "features", "both"] = Field(
+        default="both", description="what the models other than mmm4rec know of an item"
+    )
+    mixer: Literal["ssd", "attention"] = Field(
+        default="ssd", description="attention: causal self-attention in place of the SSD"
+    )
+    num_attention_heads: int = Field(default=4, ge=1, description="divides d_model")
+    share_ti_ssd: bool = Field(default=True, description="false: a TiSSD for each modality")
+    time_filter: Literal[
+        "full", "none", "gate", "source_only", "query_only", "not_adaptive", "not_learnable"
+    ] = Field(
+        default="full",
+        description="how two time signals become one; none: their mean; gate: a learned mean; "
+        "source_only, query_only: one signal filtered (text, image); not_adaptive: without the "
+        "filter that depends on the signal; not_learnable: without the linear map behind it",
+    )
     ssd_backend: Literal["auto", "quadratic", "recurrent", "mamba"] = Field(default="auto")
     skip: Literal["unscaled", "scaled_by_step"] = Field(
         default="unscaled", description="D*x as in Mamba-2; official: D*step*x"
