@@ -3,30 +3,18 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import pyarrow.parquet as pq
-import torch
+from experiments.figures import draw_curves, read_curve
+from experiments.runs import Spec, execute, pretraining
+from experiments.statistics import estimate, user_metrics
+from experiments.workspace import Workspace, miniature, prepare_miniature
+from mmm4rec.run_folder import RESULTS, Echo, atomic_file, environment, write_json
+from mmm4rec.runner import Run
 
-from experiments.curves import draw_curves, read_curve
-from experiments.presets import find_preset
-from mmm4rec.baselines.popularity import Popularity
-from mmm4rec.checkpoint import read_checkpoint
-from mmm4rec.config import Config, architecture
-from mmm4rec.metrics import TargetRank, bootstrap_intervals, per_user_metrics
-from mmm4rec.run_folder import RESULTS, environment, write_json
-from mmm4rec.runner import RANKS, Run, evaluate, fit
-from mmm4rec.settings import load_config, merge_settings, read_preset
-from pipeline.build import prepare_domain
-from pipeline.datamodule import SequenceDataModule, Stage
-from pipeline.schema import atomic_path
-from pipeline.synthetic import World, build_world, serve
-
-Echo = Callable[[str], None]
 SCRATCH, PRETRAINED, POPULARITY = "from scratch", "pre-trained", "popularity"
 METRICS = ("recall@10", "ndcg@10")
 REPORT, PICTURE = "report.md", "convergence.png"
@@ -53,14 +41,15 @@ def run_demo(folder: Path, *, seeds: int, echo: Echo) -> DemoReport:
     Everything is written under `folder`; what is already there is not made again.
     """
     started = time.perf_counter()
-    world = build_world(folder / "world", seed=0)
-    _prepare(world, folder, echo)
-    runs: Runs = {
-        domain: {POPULARITY: [_popularity(folder, domain)], SCRATCH: [], PRETRAINED: []}
-        for domain in world.downstream
+    workspace = miniature(folder)
+    prepare_miniature(folder, echo)
+    specs = _choose_runs(workspace, seeds)
+    distinct = (spec for ways in specs.values() for chosen in ways.values() for spec in chosen)
+    outcomes = execute(distinct, workspace, echo=echo)
+    runs = {
+        domain: {way: [outcomes[spec].finished() for spec in ways[way]] for way in ways}
+        for domain, ways in specs.items()
     }
-    for seed in range(seeds):
-        _train(world.pretraining, runs, folder, seed, echo)
     results = {
         "date": datetime.now(UTC).date().isoformat(),
         "command": f"mmm4rec demo --seeds {seeds}",
@@ -77,33 +66,20 @@ def run_demo(folder: Path, *, seeds: int, echo: Echo) -> DemoReport:
     return report
 
 
-def _prepare(world: World, folder: Path, echo: Echo) -> None:
-    settings = _settings("prepare", folder)
-    with serve(world) as base_url:
-        echo(f"a miniature Amazon in {world.folder}, its pictures at {base_url}")
-        for domain in world.domains:
-            source = str(world.source(domain))
-            manifest = prepare_domain(domain, settings, source=source, echo=lambda line: None)
-            final, images = manifest.counts[-1], manifest.card["images"]
-            failed = ", ".join(f"{n} {error}" for error, n in images["urls"].items())
-            echo(
-                f"prepared {domain}: {final.users} users, {final.items} items, "
-                f"{final.interactions} interactions; URLs: {failed}"
-            )
+def _choose_runs(workspace: Workspace, seeds: int) -> dict[str, dict[str, list[Spec]]]:
+    def finetune(domain: str, seed: int, source: Spec | None) -> Spec:
+        way = PRETRAINED if source else SCRATCH
+        return Spec(way, "finetune", (domain,), seed=seed, source=source)
 
-
-def _train(pretraining: list[str], runs: Runs, folder: Path, seed: int, echo: Echo) -> None:
-    echo(f"seed {seed}: pre-training on {', '.join(pretraining)} ...")
-    pretrained = _fit(folder, pretraining, "pretrain", seed, None)
-    for domain, ways in runs.items():
-        ways[SCRATCH].append(_fit(folder, [domain], "finetune", seed, None))
-        ways[PRETRAINED].append(_fit(folder, [domain], "finetune", seed, pretrained.folder))
-        latest = {way: ways[way][-1].results for way in (SCRATCH, PRETRAINED)}
-        measured = ", ".join(
-            f"{result['test']['ndcg@10']['value']:.4f} {way} (best epoch {result['best_epoch']})"
-            for way, result in latest.items()
-        )
-        echo(f"seed {seed}: {domain}, test NDCG@10 {measured}")
+    sources = [pretraining(workspace, "pre-training", seed) for seed in range(seeds)]
+    return {
+        domain: {
+            POPULARITY: [Spec(POPULARITY, "evaluate", (domain,), untrained="popularity")],
+            SCRATCH: [finetune(domain, seed, None) for seed in range(seeds)],
+            PRETRAINED: [finetune(domain, seed, source) for seed, source in enumerate(sources)],
+        }
+        for domain in workspace.downstream
+    }
 
 
 def _write(report: DemoReport, runs: Runs, folder: Path) -> None:
@@ -116,62 +92,24 @@ def _write(report: DemoReport, runs: Runs, folder: Path) -> None:
     }
     draw_curves(curves, "val/ndcg@10", folder / PICTURE)
     write_json(folder / RESULTS, report.results)
-    with atomic_path(folder / REPORT) as temporary:
+    with atomic_file(folder / REPORT) as temporary:
         picture = f"![validation NDCG@10 by epoch]({PICTURE})"
         temporary.write_text(f"{report.text}\n\n{picture}\n", encoding="utf-8")
 
 
-def _settings(verb: str, folder: Path, seed: int = 0, base: dict[str, Any] | None = None) -> Config:
-    values = merge_settings(read_preset(find_preset(verb)), base or {})
-    overrides = [f"data.data_dir={folder / 'data'}", f"trainer.seed={seed}"]
-    preset = "demo" if verb == "prepare" else f"demo-{verb}"
-    return load_config(find_preset(preset), overrides, base=values)
-
-
-def _fit(folder: Path, domains: list[str], stage: Stage, seed: int, pretrained: Path | None) -> Run:
-    checkpoint = read_checkpoint(pretrained) if pretrained else None
-    base = architecture(checkpoint.config) if checkpoint else None
-    settings = _settings(stage, folder, seed, base)
-    return fit(
-        settings,
-        SequenceDataModule.from_config(settings, domains, stage),
-        stage=stage,
-        runs_dir=folder / "runs",
-        checkpoint=checkpoint,
-        reuse=True,
-        echo=lambda line: None,
-    )
-
-
-def _popularity(folder: Path, domain: str) -> Run:
-    settings = _settings("finetune", folder)
-    data = SequenceDataModule.from_config(settings, [domain], "finetune")
-    model = Popularity(data.train_items(), data.catalogue.num_items)
-    target = folder / "runs" / "popularity" / domain
-    return evaluate(settings, model, data, target, described={"model": POPULARITY})
-
-
 def _row(runs: list[Run]) -> dict[str, Any]:
-    """Average each user's metrics over the seeds, then resample the users."""
-    per_seed = [_user_metrics(run.folder) for run in runs]
-    means = {name: torch.stack([seed[name] for seed in per_seed]).mean(0) for name in METRICS}
-    intervals = bootstrap_intervals(means, samples=1000)
+    per_seed = [user_metrics(run.folder, (10,)) for run in runs]
+    estimates = {name: estimate([seed[name] for seed in per_seed]) for name in METRICS}
     trained = [run.results for run in runs if "best_epoch" in run.results]
     return {
         "metrics": {
-            name: {"value": float(values.mean()), "interval": list(intervals[name])}
-            for name, values in means.items()
+            name: {"value": found.value, "interval": [found.low, found.high]}
+            for name, found in estimates.items()
         },
         "ndcg@10_by_seed": [float(seed["ndcg@10"].mean()) for seed in per_seed],
         "best_epoch_by_seed": [result["best_epoch"] for result in trained],
         "seconds_to_best_by_seed": [result["seconds_to_best"] for result in trained],
     }
-
-
-def _user_metrics(folder: Path) -> dict[str, torch.Tensor]:
-    table = pq.read_table(folder / RANKS)
-    better, tied = (torch.tensor(table[name].to_pylist()) for name in ("better", "tied"))
-    return per_user_metrics(TargetRank(better, tied), (10,))
 
 
 def _format(results: dict[str, Any], seeds: int) -> str:
@@ -180,7 +118,7 @@ def _format(results: dict[str, Any], seeds: int) -> str:
         "",
         f"`{results['command']}`, {results['date']}, {results['environment']['cpus']} CPU cores, "
         f"{results['seconds']:.0f} s, seeds 0 to {seeds - 1}. Full ranking of the test users' last "
-        "item; in brackets 95 % intervals (bootstrap over users, metrics averaged over seeds).",
+        "item; in brackets 95 % intervals (bootstrap over users and seeds).",
     ]
     for domain, rows in results["domains"].items():
         lines += [

@@ -1,7 +1,7 @@
 """Model files: what is in them, and what moves from one item set to another.
 
-A model file is safetensors; its metadata is one JSON text of plain data. Weights under
-`DOMAIN_BOUND_PREFIX` belong to the items of one catalogue, all others move.
+A model file is safetensors; its metadata is one JSON text of plain data. Weights that
+`is_domain_bound` names belong to the items of one catalogue, all others move.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from mmm4rec.batch import ItemCatalogue
 from mmm4rec.config import Config
 from mmm4rec.errors import CheckpointError
-from mmm4rec.model import DOMAIN_BOUND_PREFIX
+from mmm4rec.model import is_domain_bound
 from mmm4rec.settings import build_config
 
 MODEL_FILE = Path("checkpoints") / "best.safetensors"  # inside a run folder
@@ -53,7 +53,7 @@ class Checkpoint:
     @property
     def domain_bound(self) -> list[str]:
         """Names of the weights that belong to the item set."""
-        return [name for name in self.weights if name.startswith(DOMAIN_BOUND_PREFIX)]
+        return [name for name in self.weights if is_domain_bound(name)]
 
     @property
     def sha256(self) -> str:
@@ -157,7 +157,7 @@ def transfer_weights(
     _check_encoders(checkpoint, catalogue)
     own = model.state_dict()
     movable = {n: w for n, w in checkpoint.weights.items() if n not in set(checkpoint.domain_bound)}
-    expected = {name for name in own if not name.startswith(DOMAIN_BOUND_PREFIX)}
+    expected = {name for name in own if not is_domain_bound(name)}
     moved = sorted(expected & set(movable))
     _check_shapes(checkpoint, {n: own[n] for n in moved}, {n: movable[n] for n in moved})
     unmatched = sorted(expected ^ set(movable))

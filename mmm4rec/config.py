@@ -16,13 +16,14 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 Fidelity = Literal["corrected", "official"]
 
 # Where the authors' released code computes something else than what is right: the value that
-# reproduces it. The corrected value is the field's own default.
+# reproduces it. The corrected value is the field's own default; one is the same by choice (skip).
 OFFICIAL: dict[str, dict[str, Any]] = {
     "model": {
         "skip": "scaled_by_step",
         "time_gaps": "seconds",
         "time_norm": "all_positions",
         "time_scale": "tanhshrink",
+        "time_convolution": "plain",
         "time_dropout": 0.4,
         "norm_eps": 1e-12,
         "missing_modality": "white",
@@ -165,13 +166,30 @@ class DataConfig(Section):
     hidden_modalities: dict[str, float] = Field(
         default={}, description="per modality the share of its items that lose it, for studies"
     )
-    hidden_seed: int = Field(default=0, ge=0, description="which items lose it")
+    hidden_seed: int = Field(default=0, ge=0, description="which items lose it, and are cold")
+    cold_share: float = Field(
+        default=0.0,
+        ge=0,
+        lt=1,
+        description="share of the items that nobody has bought before the test, for studies",
+    )
     validation_share: float = Field(
         default=0.05,
         gt=0,
         le=1,
         description="pre-training: share of users who lose their last item to it",
     )
+
+    @model_validator(mode="after")
+    def _hidden_are_known(self) -> DataConfig:
+        for modality, share in self.hidden_modalities.items():
+            if modality not in self.modalities or not 0 <= share <= 1:
+                raise ValueError(
+                    f"data.hidden_modalities: found {share} of {modality!r}, allowed are shares "
+                    f"of 0 to 1 of {', '.join(self.modalities)} (data.modalities). Next: "
+                    f"--set 'data.hidden_modalities={{{self.modalities[-1]}: 0.5}}'"
+                )
+        return self
 
 
 class ModelConfig(Section):
@@ -215,19 +233,29 @@ class ModelConfig(Section):
     )
     ssd_backend: Literal["auto", "quadratic", "recurrent", "mamba"] = Field(default="auto")
     skip: Literal["unscaled", "scaled_by_step"] = Field(
-        default="unscaled", description="D*x as in Mamba-2; official: D*step*x"
+        default="scaled_by_step",
+        description="D*step*x, as in the authors' code: a gap shows at its own item at once; "
+        "unscaled: D*x as in Mamba-2",
     )
-    time_gaps: Literal["log_days", "seconds"] = Field(
-        default="log_days",
-        description="log(1 + days) between real items; official: raw seconds",
+    time_gaps: Literal["log_seconds", "log_days", "seconds"] = Field(
+        default="log_seconds",
+        description="log(1 + seconds) between real items, on a fixed scale, or of days; "
+        "official: raw seconds",
     )
-    time_norm: Literal["real_positions", "all_positions"] = Field(
-        default="real_positions", description="official: padding takes part in the statistics"
+    time_norm: Literal["none", "real_positions", "all_positions"] = Field(
+        default="none",
+        description="over a sequence's gaps, which makes them relative to each other; "
+        "official: all_positions, padding takes part in the statistics",
     )
     time_scale: Literal["one_plus", "tanhshrink"] = Field(
         default="one_plus",
         description="1 + MLP, and a filter that starts as a mean: alive at once; "
         "official: Tanhshrink, near 0",
+    )
+    time_convolution: Literal["residual", "plain"] = Field(
+        default="residual",
+        description="residual: the scaled gaps are added to what the two convolutions make of "
+        "them; official: plain, which starts by shrinking them",
     )
     norm_eps: float = Field(default=1e-5, gt=0, description="of every norm; official: 1e-12")
     missing_modality: Literal["learned", "zero", "white"] = Field(
@@ -241,11 +269,20 @@ class ModelConfig(Section):
 
     @property
     def num_heads(self) -> int:
-        """Number of SSD heads H."""
+        """Number of heads H of the SSD, or of the attention in its place."""
+        if self.mixer == "attention":
+            return self.num_attention_heads
         return self.d_inner // self.head_dim
 
     @model_validator(mode="after")
     def _heads_fit(self) -> ModelConfig:
+        if self.mixer == "attention":
+            if self.d_model % self.num_attention_heads:
+                raise ValueError(
+                    f"num_attention_heads ({self.num_attention_heads}) must divide d_model "
+                    f"({self.d_model})"
+                )
+            return self
         if self.d_inner % self.head_dim:
             raise ValueError(
                 f"head_dim ({self.head_dim}) must divide d_model * expand ({self.d_inner})"

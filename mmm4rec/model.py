@@ -10,6 +10,7 @@ I items with the padding item 0, D d_model.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import fields
 
 import torch
 from torch import Tensor, nn
@@ -17,14 +18,15 @@ from torch import Tensor, nn
 from mmm4rec.batch import ItemCatalogue, SequenceBatch
 from mmm4rec.config import ModelConfig
 from mmm4rec.errors import DataError
-from mmm4rec.layers.fourier import FourierFilter
+from mmm4rec.layers.fourier import TimeFilter
 from mmm4rec.layers.item_encoder import ItemEncoder
 from mmm4rec.layers.layer import Layer
-from mmm4rec.layers.time import TimeEncoder, TimeGate, TimeScale
+from mmm4rec.layers.time import TimeEncoder, TimeGate, TimeScale, TimeSignal
 from mmm4rec.ops.precision import at_least_float32, full_precision
 
-# Parameters under this prefix have one row per item and fit only the catalogue they were made for.
-DOMAIN_BOUND_PREFIX = "item_encoder.item_bias."
+# Parameters under these prefixes have one row per item and fit only the catalogue they were made
+# for. The second one is that of the models that this one is compared with.
+DOMAIN_BOUND_PREFIXES = ("item_encoder.item_bias.", "item_encoder.item_table.")
 # Histories that a CPU reads at once: their hidden states stay in its cache.
 ROWS_AT_ONCE = 64
 
@@ -64,12 +66,7 @@ class MMM4Rec(nn.Module):
         Raises:
             DataError: the histories are longer than the model reads.
         """
-        length = batch.items_BL.shape[1]
-        if length > self.max_len:
-            raise DataError(
-                f"the batch has sequences of {length} items, the model reads at most "
-                f"{self.max_len} (model.max_len). Next: --set model.max_len={length}"
-            )
+        length = checked_length(batch, self.max_len)
         pieces = split_by_length(batch.lengths_B, length)
         # For a backward pass an item is best encoded once, whichever pieces it stands in; without
         # one, less is held at a time.
@@ -87,19 +84,25 @@ class MMM4Rec(nn.Module):
         streams = zip(*(x_TD.split(sizes) for x_TD in self.item_encoder(items_T)), strict=True)
         for piece, (rows_R, longest) in zip(streams, pieces, strict=True):
             yield self._read(
-                [x_TD.unflatten(0, (-1, longest)) for x_TD in piece],
-                batch.timestamps_BL[rows_R],
-                batch.lengths_B[rows_R],
+                [x_TD.unflatten(0, (-1, longest)) for x_TD in piece], take_rows(batch, rows_R)
             )
 
-    def _read(self, streams: list[Tensor], timestamps_BL: Tensor, lengths_B: Tensor) -> Tensor:
-        time = self.time_encoder(timestamps_BL, lengths_B) if self.time_encoder else None
+    def _read(self, streams: list[Tensor], batch: SequenceBatch) -> Tensor:
+        time = self._read_time(batch)
         *inner, last = self.layers
         for layer in inner:
             streams, time = layer(streams, time)
-        streams, _ = last(streams, time, lengths_B - 1)
+        streams, _ = last(streams, time, batch.lengths_B - 1)
         user_BD: Tensor = streams[-1]
         return user_BD
+
+    def _read_time(self, batch: SequenceBatch) -> TimeSignal | None:
+        if self.time_encoder is None:
+            return None
+        signal: TimeSignal = self.time_encoder(
+            batch.timestamps_BL, batch.lengths_B, batch.query_time_B
+        )
+        return signal
 
     @torch.no_grad()
     def shared_outputs(self, batch: SequenceBatch) -> list[Tensor]:
@@ -108,9 +111,7 @@ class MMM4Rec(nn.Module):
         For watching: `forward` leaves out positions that nobody reads, this does not.
         """
         streams = self.item_encoder(batch.items_BL)
-        time = (
-            self.time_encoder(batch.timestamps_BL, batch.lengths_B) if self.time_encoder else None
-        )
+        time = self._read_time(batch)
         outputs: list[Tensor] = []
         for layer in self.layers:
             outputs.append(layer.get_submodule("ti_ssd")(torch.stack(streams), time)[0])
@@ -129,6 +130,33 @@ class MMM4Rec(nn.Module):
         """Return scores_BI: one matrix product, in float32 at least."""
         with full_precision(user_BD):
             return at_least_float32(user_BD) @ at_least_float32(items_ID).mT
+
+
+def checked_length(batch: SequenceBatch, max_len: int) -> int:
+    """Return how many positions a batch has.
+
+    Raises:
+        DataError: more than `max_len`, what the model reads.
+    """
+    length = batch.items_BL.shape[1]
+    if length > max_len:
+        raise DataError(
+            f"the batch has sequences of {length} items, the model reads at most "
+            f"{max_len} (model.max_len). Next: --set model.max_len={length}"
+        )
+    return length
+
+
+def take_rows(batch: SequenceBatch, rows_R: Tensor) -> SequenceBatch:
+    """Return some rows of a batch."""
+    return SequenceBatch(
+        **{
+            field.name: value[rows_R]
+            if isinstance(value := getattr(batch, field.name), Tensor)
+            else value
+            for field in fields(batch)
+        }
+    )
 
 
 def split_by_length(lengths_B: Tensor, width: int) -> list[tuple[Tensor, int]]:
@@ -150,25 +178,35 @@ def split_by_length(lengths_B: Tensor, width: int) -> list[tuple[Tensor, int]]:
     return [(rows_R, int(lengths_B[rows_R[-1]])) for rows_R in pieces]
 
 
+def is_domain_bound(name: str) -> bool:
+    """Return whether the parameter of that name has one row per item.
+
+    >>> is_domain_bound("item_encoder.item_bias.text")
+    True
+    """
+    return name.startswith(DOMAIN_BOUND_PREFIXES)
+
+
 def weight_decay_parameters(model: nn.Module) -> set[str]:
     """Return the names of the parameters that L2 applies to under `decayed_parameters: weights`.
 
-    The matrices of adapters, projections and feed-forward blocks, and the item bias. Not norms,
-    biases, convolutions, decay, step and skip, and nothing of the time path: under coupled L2 it
-    would shrink to 0 faster than the loss moves it; see "What differs" in the README.
+    The matrices of adapters, projections, recurrent and feed-forward blocks, and what is looked up
+    by item or position. Not norms, biases, convolutions, decay, step and skip, and nothing of the
+    time path: under coupled L2 it would shrink to 0 faster than the loss moves it; see "What
+    differs" in the README.
     """
     time_path = {
         f"{prefix}.{name}"
         for prefix, module in model.named_modules()
-        if isinstance(module, TimeEncoder | TimeScale | TimeGate | FourierFilter)
+        if isinstance(module, TimeEncoder | TimeScale | TimeGate | TimeFilter)
         for name, _ in module.named_parameters()
     }
     matrices = {
-        f"{prefix}.weight"
+        f"{prefix}.{name}"
         for prefix, module in model.named_modules()
-        if isinstance(module, nn.Linear)
+        if isinstance(module, nn.Linear | nn.Embedding | nn.GRU)
+        for name, _ in module.named_parameters()
+        if name.startswith("weight")
     }
-    item_bias = {
-        name for name, _ in model.named_parameters() if name.startswith(DOMAIN_BOUND_PREFIX)
-    }
-    return (matrices | item_bias) - time_path
+    per_item = {name for name, _ in model.named_parameters() if is_domain_bound(name)}
+    return (matrices | per_item) - time_path

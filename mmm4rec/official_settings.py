@@ -86,7 +86,19 @@ _ALL = SETTINGS | TRAINING_SETTINGS
 _METRICS = {"Hit": "recall", "NDCG": "ndcg"}
 _MAX_BYTES = 1 << 16
 # Of what happens before a model sees a batch, with time; the rest of OFFICIAL is in the model.
-_TIME_FIELDS = {"data.target_time", "model.time_gaps", "model.time_norm", "model.time_scale"}
+_TIME_FIELDS = {
+    "data.target_time",
+    "data.query_time",
+    "model.time_filter",
+    "model.time_gaps",
+    "model.time_norm",
+    "model.time_scale",
+}
+# The one value that their code knows of what is here for studies and comparisons.
+_STUDIED: dict[str, dict[str, Any]] = {
+    "data": {"query_time": "none", "last_items": None},
+    "model": {"name": "mmm4rec", "mixer": "ssd", "share_ti_ssd": True, "time_filter": "full"},
+}
 
 
 def read_settings(path: Path) -> dict[str, Any]:
@@ -200,7 +212,7 @@ def _fixed_fields(config: Config) -> Iterator[tuple[str, Any, Any]]:
     yield "data.modalities", config.data.modalities, tuple(MODALITIES.values())
     plain = config.as_dict()
     for section in ("data", "model"):
-        for key, theirs in OFFICIAL[section].items():
+        for key, theirs in (OFFICIAL[section] | _STUDIED[section]).items():
             name = f"{section}.{key}"
             unused = name in _TIME_FIELDS and not config.model.use_time
             if name not in SETTINGS.values() and not unused:

@@ -29,6 +29,7 @@ from lightning.pytorch.plugins.precision import DoublePrecision
 from lightning.pytorch.trainer.states import TrainerStatus
 from torch import Tensor, nn
 
+from mmm4rec.architectures import Model, build_model
 from mmm4rec.batch import ItemCatalogue
 from mmm4rec.callbacks.chosen import BEST_CHECKPOINT, LAST_CHECKPOINT, choose_callbacks
 from mmm4rec.callbacks.history import EpochHistory, summarise_epochs
@@ -44,7 +45,6 @@ from mmm4rec.config import Config, config_hash
 from mmm4rec.errors import DataError
 from mmm4rec.lit_module import LitRecommender
 from mmm4rec.metrics import RankingMetrics, TargetRank, bootstrap_intervals, per_user_metrics
-from mmm4rec.model import MMM4Rec
 from mmm4rec.run_folder import (
     RESULTS,
     AtomicCheckpointIO,
@@ -171,7 +171,7 @@ def evaluate(
     return Run(folder, results)
 
 
-def load_model(checkpoint: Checkpoint, catalogue: ItemCatalogue) -> MMM4Rec:
+def load_model(checkpoint: Checkpoint, catalogue: ItemCatalogue) -> Model:
     """Build the model of a checkpoint for the catalogue that it was trained on.
 
     Raises:
@@ -182,8 +182,8 @@ def load_model(checkpoint: Checkpoint, catalogue: ItemCatalogue) -> MMM4Rec:
     return model.eval()
 
 
-def _build_model(config: Config, catalogue: ItemCatalogue) -> MMM4Rec:
-    model = MMM4Rec(config.model, catalogue)
+def _build_model(config: Config, catalogue: ItemCatalogue) -> Model:
+    model = build_model(config.model, catalogue)
     # Lightning converts after it has loaded a checkpoint: that would round the weights.
     return model.double() if config.trainer.precision == "64-true" else model
 

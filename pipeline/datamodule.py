@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from dataclasses import replace
 from itertools import pairwise
 from typing import Any, Literal
 
@@ -16,6 +17,7 @@ from pipeline.domains import name_domain
 from pipeline.prepared import PreparedDomain, load_domain
 from pipeline.schema import MANIFEST, prepared_dir, read_manifest, sha256_file
 from pipeline.sequences import BatchLoader, FlatSequences, held_out_targets, training_targets
+from pipeline.withheld import choose_cold, drop_items, hide_modalities
 
 Stage = Literal["pretrain", "finetune"]
 
@@ -84,10 +86,19 @@ class SequenceDataModule(LightningDataModule):
         if self._loaded is None:
             config = self.config
             parts = [
-                load_domain(config.data_dir, domain, config.modalities, config.encoders)
+                self._withhold(
+                    load_domain(config.data_dir, domain, config.modalities, config.encoders)
+                )
                 for domain in self.domains
             ]
             self._loaded = join_domains(parts)
+
+    def _withhold(self, part: PreparedDomain) -> PreparedDomain:
+        sequences, catalogue = part.sequences, hide_modalities(part.catalogue, self.config)
+        if self.config.cold_share:
+            cold_I = choose_cold(catalogue, self.config)
+            sequences = drop_items(sequences, cold_I, keep_last=self.stage == "finetune")
+        return replace(part, sequences=sequences, catalogue=catalogue)
 
     @property
     def sequences(self) -> FlatSequences:
@@ -169,6 +180,8 @@ class SequenceDataModule(LightningDataModule):
             batch_size=batch_size,
             max_len=self.max_len,
             target_time=self.config.target_time,
+            query_time=self.config.query_time,
+            last_items=self.config.last_items,
             shuffle_seed=shuffle_seed,
             rank=trainer.global_rank if trainer else 0,
             world_size=trainer.world_size if trainer else 1,

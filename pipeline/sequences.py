@@ -17,6 +17,7 @@ from mmm4rec.batch import SequenceBatch
 from mmm4rec.errors import DataError
 
 TargetTime = Literal["hidden", "leaked"]
+QueryTime = Literal["none", "now"]
 
 
 @dataclass(frozen=True)
@@ -45,7 +46,12 @@ class FlatSequences:
         )
 
     def gather(
-        self, targets_at_B: Tensor, max_len: int, target_time: TargetTime = "hidden"
+        self,
+        targets_at_B: Tensor,
+        max_len: int,
+        target_time: TargetTime = "hidden",
+        query_time: QueryTime = "none",
+        last_items: int | None = None,
     ) -> SequenceBatch:
         """Build the batch whose targets stand at the given flat positions.
 
@@ -54,9 +60,13 @@ class FlatSequences:
             max_len: most recent items kept, L.
             target_time: `leaked` leaves the target's timestamp behind the last item where there
                 is room, as the authors' loader does.
+            query_time: `now` gives the target's timestamp as the moment of recommending, to every
+                row alike.
+            last_items: as if every history began so many items before its target; None: as it is.
         """
         users_B = torch.searchsorted(self.offsets_U, targets_at_B, right=True) - 1
-        lengths_B = (targets_at_B - self.offsets_U[users_B]).clamp(max=max_len)
+        longest = min(max_len, last_items or max_len)
+        lengths_B = (targets_at_B - self.offsets_U[users_B]).clamp(max=longest)
         column_L = torch.arange(max_len, device=self.items_N.device)
         at_BL = (targets_at_B - lengths_B)[:, None] + column_L
         real_BL = column_L < lengths_B[:, None]
@@ -68,6 +78,7 @@ class FlatSequences:
             timestamps_BL=self.timestamps_N[at_BL] * timed_BL,
             targets_B=self.items_N[targets_at_B],
             users_B=users_B,
+            query_time_B=self.timestamps_N[targets_at_B] if query_time == "now" else None,
         )
 
 
@@ -117,6 +128,8 @@ class BatchLoader:
         batch_size: int,
         max_len: int,
         target_time: TargetTime = "hidden",
+        query_time: QueryTime = "none",
+        last_items: int | None = None,
         shuffle_seed: int | None = None,
         rank: int = 0,
         world_size: int = 1,
@@ -129,6 +142,8 @@ class BatchLoader:
             batch_size: rows per batch on this process; the last batch may be shorter.
             max_len: most recent items kept.
             target_time: see `FlatSequences.gather`.
+            query_time: likewise.
+            last_items: likewise.
             shuffle_seed: None keeps the order and gives every target to exactly one process.
                 Otherwise the order is shuffled per epoch, and up to `world_size` - 1 targets
                 rest in an epoch so that all processes make equally many steps.
@@ -143,6 +158,8 @@ class BatchLoader:
         self._batch_size = batch_size
         self._max_len = max_len
         self._target_time: TargetTime = target_time
+        self._query_time: QueryTime = query_time
+        self._last_items = last_items
         self._shuffle_seed = shuffle_seed
         self._rank = rank
         self._world_size = world_size
@@ -165,7 +182,13 @@ class BatchLoader:
             self._batch = batch + 1
             first = batch * self._batch_size
             targets_at_B = mine[first : first + self._batch_size]
-            yield self._sequences.gather(targets_at_B, self._max_len, self._target_time)
+            yield self._sequences.gather(
+                targets_at_B,
+                self._max_len,
+                self._target_time,
+                self._query_time,
+                self._last_items,
+            )
 
     def state_dict(self) -> dict[str, int | None]:
         """Return the position: the seed of the order, the epoch, and its batches yielded so far."""

@@ -13,25 +13,24 @@ from torch.optim import Optimizer
 
 from mmm4rec.layers.co_ti_ssd import TiCoSSD
 from mmm4rec.layers.feed_forward import FeedForward
-from mmm4rec.layers.fourier import FourierFilter
+from mmm4rec.layers.fourier import TimeFilter
 from mmm4rec.layers.item_encoder import ItemEncoder
 from mmm4rec.layers.layer import Layer
 from mmm4rec.layers.norm import GatedRMSNorm, LayerNorm
 from mmm4rec.layers.ti_ssd import TiSSD
 from mmm4rec.layers.time import TimeEncoder, TimeGate, TimeScale
-from mmm4rec.model import DOMAIN_BOUND_PREFIX
+from mmm4rec.model import is_domain_bound
 
 # What a parameter is part of: the first kind that one of the modules around it is of.
 KINDS: dict[str, tuple[type[nn.Module], ...]] = {
     "time": (TimeEncoder, TimeScale, TimeGate),
-    "filter": (FourierFilter,),
+    "filter": (TimeFilter,),
     "norms": (LayerNorm, GatedRMSNorm),
     "co_ti_ssd": (TiCoSSD,),
     "ti_ssd": (TiSSD,),
     "feed_forward": (FeedForward,),
     "item_encoder": (ItemEncoder,),
 }
-ITEM_BIAS = "item_bias"
 
 LEAST_WEIGHT = 1e-3  # share of the norm at the start
 # Coupled L2 and the loss balance at 1. Where the loss has a hundredth of the pull, nothing but the
@@ -158,8 +157,8 @@ def parameter_groups(model: nn.Module) -> dict[str, list[nn.Parameter]]:
 
 
 def _kind(name: str, around: list[nn.Module]) -> str:
-    if name.startswith(DOMAIN_BOUND_PREFIX):
-        return ITEM_BIAS
+    if is_domain_bound(name):
+        return name.split(".")[1]
     fitting = (
         kind for kind, types in KINDS.items() if any(isinstance(module, types) for module in around)
     )

@@ -9,7 +9,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from mmm4rec.config import ModelConfig
-from mmm4rec.layers.gated_ssd import GatedSSD
+from mmm4rec.layers.attention import build_mixer, key_width
 from mmm4rec.layers.linear import CausalConv, Linear, SplitLinear
 from mmm4rec.layers.time import TimeScale
 from mmm4rec.layers.window import Window
@@ -18,18 +18,19 @@ from mmm4rec.layers.window import Window
 class TiCoSSD(nn.Module):
     """An SSD whose x, B and step come from the answering stream and whose C from the asking one.
 
+    Under `mixer: attention` the asking stream attends to the answering one, causally, instead.
     The gate z comes from their sum. Differs from the paper's text; as in the official code.
     """
 
     def __init__(self, config: ModelConfig, *, use_time: bool) -> None:
         super().__init__()
-        d_groups = config.num_groups * config.d_state
-        self.source_proj = SplitLinear(config.d_model, [config.d_inner, d_groups, config.num_heads])
-        self.query_proj = Linear(config.d_model, d_groups)
+        d_key = key_width(config)
+        self.source_proj = SplitLinear(config.d_model, [config.d_inner, d_key, config.num_heads])
+        self.query_proj = Linear(config.d_model, d_key)
         self.gate_proj = Linear(config.d_model, config.d_inner)
-        self.source_conv = CausalConv(channels=config.d_inner + d_groups, width=config.d_conv)
-        self.query_conv = CausalConv(channels=d_groups, width=config.d_conv)
-        self.ssd = GatedSSD(config)
+        self.source_conv = CausalConv(channels=config.d_inner + d_key, width=config.d_conv)
+        self.query_conv = CausalConv(channels=d_key, width=config.d_conv)
+        self.ssd = build_mixer(config, use_time=use_time)
         self.time_scale = TimeScale(config) if use_time else None
 
     def forward(

@@ -40,11 +40,9 @@ class GatedSSD(nn.Module):
     @torch.no_grad()
     def reset_parameters(self) -> None:
         """Draw decay and step of each head; the skip weight is 1, as in Mamba-2."""
-        self.A_log.uniform_(*INITIAL_DECAY).log_()
+        self.A_log.copy_(initial_log_decay(self.A_log))
         self.D.fill_(1)
-        shortest, longest = torch.tensor(INITIAL_STEP).log().tolist()
-        step_H = torch.empty_like(self.dt_bias).uniform_(shortest, longest).exp()
-        self.dt_bias.copy_(step_H + torch.log(-torch.expm1(-step_H)))  # softplus^-1
+        self.dt_bias.copy_(initial_step_bias(self.dt_bias))
 
     def forward(self, y_BLE: Tensor, z_BLE: Tensor) -> Tensor:
         """Gate, normalise and project what `mix` returned, (..., E) to (..., D)."""
@@ -86,3 +84,15 @@ class GatedSSD(nn.Module):
             read_at_BW=read_at_BW,
         )
         return y_BLHP.flatten(-2).unflatten(0, x_BLE.shape[:-2])
+
+
+def initial_log_decay(like_H: Tensor) -> Tensor:
+    """Draw log(-A) of each head, in shape, type and place of `like_H`."""
+    return torch.empty_like(like_H).uniform_(*INITIAL_DECAY).log_()
+
+
+def initial_step_bias(like_H: Tensor) -> Tensor:
+    """Draw what softplus turns into the step of each head, likewise."""
+    shortest, longest = torch.tensor(INITIAL_STEP).log().tolist()
+    step_H = torch.empty_like(like_H).uniform_(shortest, longest).exp()
+    return step_H + torch.log(-torch.expm1(-step_H))  # softplus^-1

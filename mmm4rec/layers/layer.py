@@ -1,4 +1,4 @@
-"""One layer: the shared TiSSD over all streams, then the chain of fusions (arXiv:2506.02916).
+"""One layer: TiSSD over all streams, then the chain of fusions (arXiv:2506.02916).
 
 Shape letters: M modalities, B batch, L length, W positions of a window, D d_model, H heads.
 """
@@ -14,9 +14,9 @@ from mmm4rec.config import ModelConfig
 from mmm4rec.layers.co_ti_ssd import TiCoSSD
 from mmm4rec.layers.dropout import Dropout
 from mmm4rec.layers.feed_forward import build_feed_forward
-from mmm4rec.layers.fourier import FourierFilter
+from mmm4rec.layers.fourier import build_time_filter
 from mmm4rec.layers.norm import LayerNorm
-from mmm4rec.layers.ti_ssd import TiSSD
+from mmm4rec.layers.ti_ssd import SeparateTiSSD, TiSSD
 from mmm4rec.layers.time import TimeSignal
 from mmm4rec.layers.window import Window, last_window
 
@@ -26,7 +26,7 @@ class Fusion(nn.Module):
 
     def __init__(self, config: ModelConfig, *, use_time: bool) -> None:
         super().__init__()
-        self.filter = FourierFilter(config) if use_time else None
+        self.filter = build_time_filter(config) if use_time else None
         self.co_ssd = TiCoSSD(config, use_time=use_time)
         self.norm = LayerNorm(config.d_model, eps=config.norm_eps)
         self.feed_forward = build_feed_forward(config)
@@ -56,7 +56,7 @@ class Fusion(nn.Module):
 
 
 class Layer(nn.Module):
-    """All streams through the shared TiSSD, then each but the first asks the fused stream so far.
+    """All streams through their TiSSD, then each but the first asks the fused stream so far.
 
     The first stream has the feed-forward block, the others do not: so the official code does it
     (its text is first, its vision second), unlike the paper's text.
@@ -72,10 +72,9 @@ class Layer(nn.Module):
         self, config: ModelConfig, modalities: Sequence[str], *, use_time: bool, is_last: bool
     ) -> None:
         super().__init__()
-        updates_time = not is_last or len(modalities) > 1
         # The last fusion asks at one position, with what its convolution sees before it.
         self.query_width = config.d_conv if len(modalities) > 1 else 1
-        self.ti_ssd = TiSSD(config, use_time=use_time, updates_time=updates_time)
+        self.ti_ssd = _build_ti_ssd(config, modalities, use_time=use_time, is_last=is_last)
         self.norms = nn.ModuleDict(
             {name: LayerNorm(config.d_model, eps=config.norm_eps) for name in modalities}
         )
@@ -119,19 +118,33 @@ class Layer(nn.Module):
     def _mix(
         self, streams: list[Tensor], r_MBLH: Tensor | None, window: Window | None
     ) -> list[Tensor]:
-        """Return the streams behind the shared block, the last one at its window alone."""
+        """Return the streams behind their TiSSD, the last one at its window alone."""
         whole = streams if window is None else streams[:-1]
         mixed: list[Tensor] = []
         if whole:
             mixed += self.ti_ssd.mix(torch.stack(whole), _of(r_MBLH, slice(len(whole))))
         if window is not None:
             last_1BLD = streams[-1][None]
-            mixed += self.ti_ssd.mix(last_1BLD, _of(r_MBLH, slice(-1, None)), window)
+            block = self.ti_ssd.of_modality(-1)
+            mixed += block.mix(last_1BLD, _of(r_MBLH, slice(-1, None)), window)
             streams = [*whole, window.take(streams[-1])]
         return [
             norm(self.dropout(mixed_BLD) + x_BLD)
             for norm, mixed_BLD, x_BLD in zip(self.norms.values(), mixed, streams, strict=True)
         ]
+
+
+def _build_ti_ssd(
+    config: ModelConfig, modalities: Sequence[str], *, use_time: bool, is_last: bool
+) -> TiSSD | SeparateTiSSD:
+    """Return the block of all modalities, or one for each."""
+    # Behind the last layer nobody reads the updated time but the filters.
+    chosen = {"source_only": modalities[:1], "query_only": modalities[1:]}
+    filtered = chosen.get(config.time_filter, modalities) if len(modalities) > 1 else ()
+    updates_time = {name: not is_last or name in filtered for name in modalities}
+    if config.share_ti_ssd:
+        return TiSSD(config, use_time=use_time, updates_time=any(updates_time.values()))
+    return SeparateTiSSD(config, use_time=use_time, updates_time=updates_time)
 
 
 def _of(r_MBLH: Tensor | None, modalities: slice) -> Tensor | None:

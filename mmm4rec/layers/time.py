@@ -1,8 +1,8 @@
 """The time path: from timestamps to the signal that scales the step of each SSD block.
 
 All of it runs at `max_len` positions, whatever the length of the batch, because several of its
-layers mix positions; it is therefore not causal, unlike the item path. In `time_norm:
-real_positions` every such layer sees 0 at padding.
+layers mix positions; it is therefore not causal, unlike the item path. Unless `time_norm` is
+`all_positions`, every such layer sees 0 at padding.
 
 Shape letters: B batch, L max_len, H heads, S time signals: one per modality, or a single one for
 all while they are equal.
@@ -23,6 +23,9 @@ from mmm4rec.layers.norm import PositionNorm
 from mmm4rec.ops.precision import at_least_float32, full_precision
 
 DAY = 86_400  # seconds
+# Centre and spread of log gaps that bring those from a tie to ten years to about -2..2.
+LOG_SECONDS = (10.0, 5.0)
+LOG_DAYS = (3.0, 3.0)
 
 
 @dataclass(frozen=True)
@@ -42,21 +45,19 @@ class TimeSignal:
         return self.values_SBHL[index if len(self.values_SBHL) > 1 else 0]
 
 
-def log_day_gaps(timestamps_BL: Tensor, mask_BL: Tensor, dtype: torch.dtype) -> Tensor:
-    """Return log(1 + days since the previous item), 0 at the first item and at padding.
+def log_gaps(seconds_BL: Tensor, unit: int, dtype: torch.dtype) -> Tensor:
+    """Return log(1 + gap / unit) on a fixed scale.
 
     Args:
-        timestamps_BL: Unix seconds, int64; subtracted as integers, so that no second is lost.
-        mask_BL: true at real positions, which come first.
+        seconds_BL: gaps in seconds, int64; a history out of order has no negative gap.
+        unit: 1 or `DAY`, in seconds.
         dtype: of the result.
 
-    >>> times = torch.tensor([[86_400, 2 * 86_400, 0]])
-    >>> log_day_gaps(times, torch.tensor([[True, True, False]]), torch.float32).exp()
-    tensor([[1., 2., 1.]])
+    >>> log_gaps(torch.tensor([[0, 86_400]]), DAY, torch.float32) * 3 + 3
+    tensor([[0.0000, 0.6931]])
     """
-    # A history out of order has no negative gap: log1p would be undefined below -1 day.
-    seconds_BL = second_gaps(timestamps_BL).clamp(min=0) * mask_BL
-    return torch.log1p(seconds_BL.to(dtype) / DAY)
+    centre, spread = LOG_DAYS if unit == DAY else LOG_SECONDS
+    return (torch.log1p(seconds_BL.clamp(min=0).to(dtype) / unit) - centre) / spread
 
 
 def second_gaps(timestamps_BL: Tensor) -> Tensor:
@@ -70,8 +71,24 @@ def second_gaps(timestamps_BL: Tensor) -> Tensor:
     return F.pad(timestamps_BL.diff(dim=-1), (1, 0))
 
 
+def gaps_to_next(timestamps_BL: Tensor, lengths_B: Tensor, query_time_B: Tensor) -> Tensor:
+    """Return the seconds from each item to the next, from the last one to the query; int64.
+
+    In place of the gap before each item, so that the last position has the time since its item;
+    nothing is lost, for the gap before the first item says nothing.
+
+    >>> gaps_to_next(torch.tensor([[5, 7, 0]]), torch.tensor([2]), torch.tensor([10]))
+    tensor([[ 2,  3, -7]])
+    """
+    last_B1 = (lengths_B - 1)[:, None]
+    next_BL = F.pad(timestamps_BL[:, 1:], (0, 1)).scatter(1, last_B1, query_time_B[:, None])
+    return next_BL - timestamps_BL
+
+
 class TimeEncoder(nn.Module):
-    """Normalised time gaps, one copy per head."""
+    """Time gaps on the scale that the model reads, one copy per head."""
+
+    like: Tensor
 
     def __init__(self, config: ModelConfig, *, num_modalities: int) -> None:
         super().__init__()
@@ -79,29 +96,38 @@ class TimeEncoder(nn.Module):
         self.num_heads = config.num_heads
         self.num_modalities = num_modalities
         self.gaps = config.time_gaps
-        self.masked = config.time_norm == "real_positions"
+        self.masked = config.time_norm != "all_positions"
         self.dropout = Dropout(config.time_dropout)
-        self.norm = PositionNorm(config.max_len, eps=config.norm_eps)
+        self.norm = build_position_norm(config)
+        # Has the model's type and device, which no weight need tell.
+        self.register_buffer("like", torch.empty(0), persistent=False)
 
-    def forward(self, timestamps_BL: Tensor, lengths_B: Tensor) -> TimeSignal:
+    def forward(
+        self, timestamps_BL: Tensor, lengths_B: Tensor, query_time_B: Tensor | None = None
+    ) -> TimeSignal:
         """Read the timestamps of a batch.
 
         Args:
             timestamps_BL: Unix seconds, int64, up to `max_len` positions; 0 where padded.
             lengths_B: number of real positions, at least 1.
+            query_time_B: Unix seconds of the moment of recommending, int64; None: not known.
         """
         timestamps_BL = F.pad(timestamps_BL, (0, self.max_len - timestamps_BL.shape[-1]))
         positions_L = torch.arange(self.max_len, device=lengths_B.device)
         mask_BL = positions_L < lengths_B[:, None]
-        dtype = at_least_float32(self.norm.weight).dtype
-        if self.gaps == "log_days":
-            gaps_BL = log_day_gaps(timestamps_BL, mask_BL, dtype)
+        dtype = at_least_float32(self.like).dtype
+        if query_time_B is None:
+            seconds_BL = second_gaps(timestamps_BL)
         else:
-            gaps_BL = second_gaps(timestamps_BL).to(dtype)
+            seconds_BL = gaps_to_next(timestamps_BL, lengths_B, query_time_B)
+        if self.gaps == "seconds":
+            gaps_BL = seconds_BL.to(dtype)
+        else:
+            gaps_BL = log_gaps(seconds_BL, DAY if self.gaps == "log_days" else 1, dtype)
         # Under dropout each modality draws its own mask; otherwise one signal serves all.
         apart = self.training and self.dropout.p > 0
         gaps_SBL = gaps_BL.expand(self.num_modalities if apart else 1, -1, -1)
-        signal_SBL = self.norm(self.dropout(gaps_SBL), mask_BL if self.masked else None)
+        signal_SBL = _normalise(self.norm, self.dropout(gaps_SBL), mask_BL if self.masked else None)
         return TimeSignal(
             values_SBHL=signal_SBL[:, :, None].expand(-1, -1, self.num_heads, -1),
             mask_BHL=mask_BL[:, None] if self.masked else None,
@@ -117,6 +143,7 @@ class TimeScale(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.alive = config.time_scale == "one_plus"
+        self.residual = config.time_convolution == "residual"
         self.fc1 = Linear(config.max_len, config.max_len)
         self.fc2 = Linear(config.max_len, config.max_len)
         self.conv1 = CausalConv(channels=config.num_heads, width=config.d_conv)
@@ -132,7 +159,8 @@ class TimeScale(nn.Module):
             scale_BHL = 1 + change_BHL if self.alive else F.tanhshrink(change_BHL)
             scaled_BLH = (signal_BHL * scale_BHL).mT
             (r_BLH,) = self.conv2(*self.conv1(scaled_BLH))
-            return r_BLH
+            # Differs from the official code: two SiLUs near 0 leave a tenth of the signal.
+            return r_BLH + scaled_BLH if self.residual else r_BLH
 
 
 class TimeGate(nn.Module):
@@ -141,12 +169,26 @@ class TimeGate(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.fc = Linear(config.max_len, config.max_len if config.per_position_time_gate else 1)
-        self.norm = PositionNorm(config.max_len, eps=config.norm_eps)
+        self.norm = build_position_norm(config)
         self.dropout = Dropout(config.time_dropout)
 
     def forward(self, signal_BHL: Tensor, r_BLH: Tensor, mask_BHL: Tensor | None) -> Tensor:
         """Return the updated signal, (..., H, L)."""
         with full_precision(signal_BHL):
             gate_BHL = torch.sigmoid(self.fc(self.dropout(signal_BHL)))
-            mixed_BHL: Tensor = self.norm(torch.lerp(r_BLH.mT, signal_BHL, gate_BHL), mask_BHL)
-            return mixed_BHL
+            mixed_BHL = torch.lerp(r_BLH.mT, signal_BHL, gate_BHL)
+            return _normalise(self.norm, mixed_BHL, mask_BHL)
+
+
+def build_position_norm(config: ModelConfig) -> PositionNorm | None:
+    """Return the norm over a sequence's time signal; None: gaps stay comparable across users."""
+    if config.time_norm == "none":
+        return None
+    return PositionNorm(config.max_len, eps=config.norm_eps)
+
+
+def _normalise(norm: PositionNorm | None, signal_L: Tensor, mask_L: Tensor | None) -> Tensor:
+    if norm is not None:
+        normalised_L: Tensor = norm(signal_L, mask_L)
+        return normalised_L
+    return signal_L if mask_L is None else signal_L * mask_L

@@ -4,6 +4,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from mmm4rec.architectures import build_model
 from mmm4rec.checkpoint import load_weights, read_checkpoint, save_checkpoint, transfer_weights
 from mmm4rec.errors import CheckpointError
 from mmm4rec.model import MMM4Rec
@@ -18,7 +19,7 @@ def saved(tiny_config, tiny_catalogue, tmp_path):
     def save(*overrides, catalogue=None):
         config = tiny_config(*overrides)
         catalogue = catalogue or tiny_catalogue()
-        model = MMM4Rec(config.model, catalogue)
+        model = build_model(config.model, catalogue)
         with torch.no_grad():
             for parameter in model.parameters():
                 parameter.normal_()
@@ -122,6 +123,39 @@ def test_without_item_bias_a_checkpoint_ranks_any_item_set(saved, tiny_config, t
     model = MMM4Rec(checkpoint.config.model, catalogue)
     load_weights(model, checkpoint, catalogue)
     assert model.item_matrix().equal(source.item_matrix())
+
+
+def test_a_baseline_of_features_moves_whole_to_other_items(saved, tiny_config, tiny_catalogue):
+    source, checkpoint = saved("model.name=sasrec", "model.item_inputs=features")
+    assert checkpoint.domain_bound == []
+    catalogue = tiny_catalogue(num_items=8, fingerprint="new")
+    model = build_model(checkpoint.config.model, catalogue)
+    report = transfer_weights(model, checkpoint, catalogue)
+    assert report.reset == report.refused == []
+    for name, weight in model.state_dict().items():
+        assert weight.equal(source.state_dict()[name]), name
+
+
+@pytest.mark.parametrize("inputs", ["ids", "both"])
+def test_a_baseline_with_ids_starts_its_table_anew_and_says_so(saved, tiny_catalogue, inputs):
+    source, checkpoint = saved("model.name=gru4rec", f"model.item_inputs={inputs}")
+    catalogue = tiny_catalogue(num_items=8, fingerprint="new")
+    model = build_model(checkpoint.config.model, catalogue)
+    report = transfer_weights(model, checkpoint, catalogue)
+    assert (report.reset, report.refused) == (["item_encoder.item_table.weight"], [])
+    assert set(report.moved) == set(source.state_dict()) - set(report.reset)
+    assert "reset 1: item_encoder.item_table.weight" in str(report)
+    assert model.item_encoder.item_table.weight.abs().max() < 0.2  # the source's is N(0, 1)
+    with pytest.raises(CheckpointError, match=r"item set tiny \(Food, Home\), this one is new"):
+        load_weights(model, checkpoint, catalogue)
+
+
+def test_another_model_is_refused(saved, tiny_config, tiny_catalogue):
+    _, checkpoint = saved("model.name=sasrec")
+    catalogue = tiny_catalogue(fingerprint="new")
+    model = build_model(tiny_config("model.name=gru4rec").model, catalogue)
+    with pytest.raises(CheckpointError, match=r"does not fit the model: .* more only on one side"):
+        transfer_weights(model, checkpoint, catalogue)
 
 
 def test_loading_is_strict(saved, tiny_config, tiny_catalogue):

@@ -51,3 +51,14 @@ def test_machines_are_counted_by_ray_or_by_hand():
     assert _set("features.engine=ray", "features.devices=4").features.devices == 4
     with pytest.raises(ConfigError, match=r"num_nodes is 2: a Ray cluster .*\.num_nodes=1"):
         _set("features.engine=ray", "features.num_nodes=2")
+
+
+def test_what_is_hidden_is_known_and_a_share():
+    assert _set("data.hidden_modalities={image: 0.5}").data.hidden_modalities == {"image": 0.5}
+    for value in ("{sound: 0.5}", "{image: 1.01}", "{image: -0.1}"):
+        message = (
+            r"data\.hidden_modalities: found \S+ of '\w+', allowed are shares of 0 to 1 of text, "
+            r"image \(data\.modalities\)\. Next: --set 'data\.hidden_modalities=\{image: 0\.5\}'"
+        )
+        with pytest.raises(ConfigError, match=message):
+            _set(f"data.hidden_modalities={value}")

@@ -7,7 +7,7 @@ from mmm4rec.batch import ItemCatalogue, ModalityFeatures, SequenceBatch
 from mmm4rec.config import OFFICIAL, ModelConfig
 from mmm4rec.errors import DataError
 from mmm4rec.loss import full_catalogue_loss, in_batch_loss
-from mmm4rec.model import DOMAIN_BOUND_PREFIX, MMM4Rec, weight_decay_parameters
+from mmm4rec.model import MMM4Rec, weight_decay_parameters
 
 DAY = 86_400
 SIZES = {
@@ -21,6 +21,19 @@ SIZES = {
 WIDTHS = {"text": 5, "image": 3, "audio": 4}
 NUM_ITEMS = 9
 POLICIES = ["learned", "zero", "white"]
+SWITCHES = [
+    *({"time_filter": kind} for kind in ("none", "source_only", "query_only")),
+    *({"time_filter": kind} for kind in ("not_adaptive", "not_learnable")),
+    {"share_ti_ssd": False},
+    {"share_ti_ssd": False, "time_filter": "gate"},
+    {"mixer": "attention"},
+    {"mixer": "attention", "use_time": False},
+    {"mixer": "attention", "share_ti_ssd": False, "time_filter": "query_only"},
+    {"share_ti_ssd": False, "time_filter": "source_only"},
+]
+each_switch = pytest.mark.parametrize(
+    "switch", SWITCHES, ids=lambda switch: ",".join(f"{k}={v}" for k, v in switch.items())
+)
 
 
 def build_catalogue(num_modalities=2, *, has_time=True, missing_images=(2, 3)):
@@ -71,6 +84,27 @@ def test_padding_more_changes_nothing(num_modalities, quirks):
     torch.testing.assert_close(
         model(build_batch(4)), model(pad(build_batch(4), 6)), rtol=1e-12, atol=1e-12
     )
+
+
+@each_switch
+@pytest.mark.parametrize("num_modalities", [1, 2, 3])
+def test_with_every_switch_padding_and_other_rows_change_nothing(switch, num_modalities):
+    model = build_model(num_modalities, num_layers=2, **switch).double()
+    batch = build_batch(4)
+    user_BD = model(batch)
+    exactly = {"rtol": 1e-12, "atol": 1e-12}
+    torch.testing.assert_close(model(pad(batch, 6)), user_BD, **exactly)
+    padding_BL = torch.arange(4) >= batch.lengths_B[:, None]
+    other = replace(
+        batch,
+        items_BL=batch.items_BL + padding_BL * 3,
+        timestamps_BL=batch.timestamps_BL + padding_BL * 1_500_000_000,
+    )
+    torch.testing.assert_close(model(other), user_BD, **exactly)
+    order = torch.tensor([2, 0, 3, 1])
+    fields = ("items_BL", "lengths_B", "timestamps_BL")
+    shuffled = replace(batch, **{name: getattr(batch, name)[order] for name in fields})
+    torch.testing.assert_close(model(shuffled), user_BD[order], **exactly)
 
 
 def pad(batch, length):
@@ -156,6 +190,36 @@ def test_every_parameter_learns(num_modalities, quirks, num_layers):
         assert parameter.grad.any() != unused, name
 
 
+@each_switch
+@pytest.mark.parametrize("num_modalities", [1, 2, 3])
+@pytest.mark.parametrize("num_layers", [1, 2])
+@pytest.mark.parametrize("precision", ["32", "bf16"])
+def test_with_every_switch_every_parameter_learns(switch, num_modalities, num_layers, precision):
+    model = build_model(num_modalities, num_layers=num_layers, **switch).train()
+    with torch.autocast("cpu", dtype=torch.bfloat16, enabled=precision == "bf16"):
+        check_finite(model, build_batch())
+    idle = {name for name, parameter in model.named_parameters() if not parameter.grad.any()}
+    assert idle == {name for name in idle if name.endswith(".missing") and "image" not in name}
+
+
+def test_the_gate_of_a_shared_block_has_nothing_to_choose_between():
+    """One block and the same gaps make equal signals; dropout on gaps or own blocks part them."""
+
+    def gradient(**settings):
+        torch.manual_seed(0)
+        model = build_model(time_filter="gate", **settings).train()
+        losses(model, build_batch()).backward()
+        return model.layers[0].fusions["image"].filter.fc.weight.grad.abs().max()
+
+    batch = build_batch()
+    gate, mean = (build_model(time_filter=kind) for kind in ("gate", "none"))
+    mean.load_state_dict({k: v for k, v in gate.state_dict().items() if ".filter." not in k})
+    torch.testing.assert_close(gate(batch), mean(batch))
+    assert gradient() == 0
+    assert gradient(time_dropout=0.4) > 0
+    assert gradient(share_ti_ssd=False) > 0
+
+
 @pytest.mark.parametrize("policy", POLICIES)
 def test_all_images_missing(policy):
     catalogue = build_catalogue(missing_images=range(1, NUM_ITEMS + 1))
@@ -217,8 +281,9 @@ def test_rows_read_by_length_are_rows_read_together(monkeypatch, rows, quirks):
         torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-10)
 
 
-def test_shared_outputs_are_those_of_each_layer():
-    model, batch = build_model(num_layers=2), build_batch()
+@pytest.mark.parametrize("mixer", ["ssd", "attention"])
+def test_shared_outputs_are_those_of_each_layer(mixer):
+    model, batch = build_model(num_layers=2, mixer=mixer), build_batch()
     seen = []
     for layer in model.layers:
         layer.register_forward_pre_hook(lambda layer, args: seen.append((layer, args)))
@@ -228,6 +293,17 @@ def test_shared_outputs_are_those_of_each_layer():
         assert output_MBLD.shape == (2, 4, 6, 8)
         for stream, mixed in zip(streams, output_MBLD, strict=True):
             torch.testing.assert_close(layer.ti_ssd(stream[None], time)[0][0], mixed)
+
+
+def test_outputs_of_separate_blocks_are_those_of_each_layer():
+    model, batch = build_model(num_layers=2, share_ti_ssd=False), build_batch()
+    outputs = model.shared_outputs(batch)
+    assert [output_MBLD.shape for output_MBLD in outputs] == [(2, 4, 6, 8)] * 2
+    streams = model.item_encoder(batch.items_BL)
+    time = model.time_encoder(batch.timestamps_BL, batch.lengths_B)
+    for name, stream, mixed in zip(("text", "image"), streams, outputs[0], strict=True):
+        block = model.layers[0].ti_ssd.blocks[name]
+        torch.testing.assert_close(block(stream[None], time)[0][0], mixed)
 
 
 def test_scoring_is_one_product():
@@ -267,20 +343,33 @@ def test_decayed_parameters():
     }
 
 
+@each_switch
+def test_with_every_switch_time_and_filter_do_not_decay(switch):
+    model = build_model(use_feed_forward=False, **switch)
+    names = weight_decay_parameters(model)
+    assert not any("time" in name or "filter" in name for name in names)
+    own = "layers.0.ti_ssd"
+    blocks = [own] if switch.get("share_ti_ssd", True) else [f"{own}.blocks.{x}" for x in WIDTHS]
+    expected = {f"{block}.{x}.weight" for block in blocks[:2] for x in ("in_proj", "ssd.out_proj")}
+    co_parts = ("gate_proj", "query_proj", "source_proj", "ssd.out_proj")
+    expected |= {f"layers.0.fusions.image.co_ssd.{x}.weight" for x in co_parts}
+    assert {name for name in names if name.startswith("layers.")} == expected
+
+
 def test_state_dict_keys():
     """Checkpoints hold these names: a change here breaks those that exist."""
     affine = ("weight", "bias")
     ssd = ["ssd.A_log", "ssd.D", "ssd.dt_bias", "ssd.norm.weight"]
     ssd += [f"ssd.out_proj.{x}" for x in affine]
     scale = [f"time_scale.{part}.{x}" for part in ("fc1", "fc2", "conv1", "conv2") for x in affine]
-    expected = {f"time_encoder.norm.{x}" for x in affine}
+    expected = set()
     for name in ("text", "image"):
         expected |= {f"item_encoder.norms.{name}.{x}" for x in affine}
         expected |= {f"item_encoder.modalities.{name}.adapter.{x}" for x in affine}
-        expected |= {f"item_encoder.modalities.{name}.missing", f"{DOMAIN_BOUND_PREFIX}{name}"}
+        expected |= {f"item_encoder.modalities.{name}.missing", f"item_encoder.item_bias.{name}"}
         expected |= {f"layers.0.norms.{name}.{x}" for x in affine}
     block = [f"{part}.{x}" for part in ("in_proj", "conv") for x in affine]
-    block += [f"time_gate.{part}.{x}" for part in ("fc", "norm") for x in affine]
+    block += [f"time_gate.fc.{x}" for x in affine]
     expected |= {f"layers.0.ti_ssd.{key}" for key in [*ssd, *scale, *block]}
     parts = ("source_proj", "query_proj", "gate_proj", "source_conv", "query_conv")
     co_block = [*ssd, *scale, *(f"{part}.{x}" for part in parts for x in affine)]
@@ -316,10 +405,10 @@ def test_seeded_numbers():
     scores_BI = model.score(model(build_batch()), model.item_matrix())
     expected_BI = torch.tensor(
         [
-            [-1.3160, -2.4815, -1.2204],
-            [-1.3882, -2.5136, -1.2748],
-            [-1.4490, -2.5210, -1.3290],
-            [-1.4837, -2.5782, -1.3577],
+            [-0.4918, 0.5211, -0.0326],
+            [-0.4744, 0.5434, -0.1114],
+            [-0.6871, -0.0979, -0.6022],
+            [-0.6092, 0.4498, -0.1502],
         ]
     )
     torch.testing.assert_close(scores_BI[:, 1:4].float(), expected_BI, rtol=0, atol=1e-4)

@@ -432,7 +432,7 @@ def test_a_model_trained_here_is_exported(tmp_path):
 
 def test_a_corrected_model_is_not_exported(tmp_path):
     save_ours(tmp_path / "ours.safetensors")
-    with pytest.raises(CheckpointError, match=r"model\.skip is 'unscaled' .*model\.time_scale is"):
+    with pytest.raises(CheckpointError, match=r"model\.time_norm is 'none' .*model\.time_scale is"):
         export_official(tmp_path / "ours.safetensors", tmp_path / "theirs.ckpt")
     assert not (tmp_path / "theirs.ckpt").exists()
 

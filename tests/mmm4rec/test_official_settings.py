@@ -152,8 +152,8 @@ def test_what_may_matter_and_is_not_carried_over_is_named(settings):
 def test_a_model_that_no_setting_of_theirs_describes():
     with pytest.raises(
         CheckpointError,
-        match=r"data\.target_time is 'hidden' \(there: 'leaked'\); model\.skip is 'unscaled' "
-        r"\(there: 'scaled_by_step'\); model\.time_gaps is .*missing_modality is 'learned' .*Next: "
+        match=r"data\.target_time is 'hidden' \(there: 'leaked'\); model\.time_gaps is "
+        r"'log_seconds' \(there: 'seconds'\); .*missing_modality is 'learned' .*Next: "
         r"train one with --set fidelity=official",
     ):
         official_settings(Config())
@@ -169,6 +169,12 @@ def test_a_model_that_no_setting_of_theirs_describes():
         ("model.missing_modality=zero", "model.missing_modality"),
         ("data.target_time=hidden", "data.target_time"),
         ("data.modalities=[image, text]", "data.modalities"),
+        ("data.query_time=now", "data.query_time"),
+        ("data.last_items=5", "data.last_items"),
+        ("model.name=sasrec", "model.name"),
+        ("model.mixer=attention", "model.mixer"),
+        ("model.share_ti_ssd=false", "model.share_ti_ssd"),
+        ("model.time_filter=gate", "model.time_filter"),
     ],
 )
 def test_each_field_that_differs_is_named_alone(override, named):
@@ -178,7 +184,8 @@ def test_each_field_that_differs_is_named_alone(override, named):
 
 def test_without_time_its_fields_do_not_matter():
     config = load_config(
-        None, ["fidelity=official", "model={use_time: false, time_gaps: log_days}"]
+        None,
+        ["fidelity=official", "model={use_time: false, time_gaps: log_days, time_filter: none}"],
     )
     assert official_settings(config)["is_time"] is False
 

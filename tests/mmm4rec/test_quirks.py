@@ -28,13 +28,14 @@ TESTS = {
         "tests/mmm4rec/test_model.py::test_skip_field_changes_the_result",
     ],
     "model.time_gaps": [
-        "tests/mmm4rec/layers/test_time.py::test_log_days",
+        "tests/mmm4rec/layers/test_time.py::test_log_gaps_on_their_fixed_scales",
         "tests/mmm4rec/layers/test_time.py::test_seconds_let_padding_take_part",
     ],
     "model.time_norm": [
         "tests/mmm4rec/layers/test_norm.py::test_all_positions_is_layer_norm",
         "tests/mmm4rec/layers/test_norm.py::test_masked_is_layer_norm_of_the_real_positions",
-        "tests/mmm4rec/layers/test_time.py::test_encoder_ignores_padding",
+        "tests/mmm4rec/layers/test_time.py::test_encoder_gives_gaps_as_they_are",
+        "tests/mmm4rec/layers/test_time.py::test_normalising_encoder_ignores_padding",
         "tests/mmm4rec/layers/test_time.py::test_official_encoder_reads_padding",
     ],
     "model.time_scale": [
@@ -43,6 +44,7 @@ TESTS = {
         "tests/mmm4rec/layers/test_fourier.py"
         "::test_corrected_starts_near_the_mean_and_official_near_zero",
     ],
+    "model.time_convolution": ["tests/mmm4rec/layers/test_time.py::test_scale_formula"],
     "model.time_dropout": ["tests/mmm4rec/test_quirks.py::test_time_dropout"],
     "model.norm_eps": ["tests/mmm4rec/test_quirks.py::test_norm_eps"],
     "model.missing_modality": [
@@ -103,22 +105,23 @@ def test_time_dropout(rate):
     stamps = torch.arange(500)[None] * DAY
     encoder(stamps, torch.tensor([500]))
     gaps_SL = seen[0][:, 0, 1:]
-    log_2 = torch.tensor(2.0).log()
+    day = (torch.tensor(1.0 + DAY).log() - 10) / 5
     if rate == 0:
         assert gaps_SL.shape == (1, 499)  # one signal for both
-        torch.testing.assert_close(gaps_SL, log_2.expand_as(gaps_SL))
+        torch.testing.assert_close(gaps_SL, day.expand_as(gaps_SL))
     else:
         dropped_SL = gaps_SL == 0
         assert 0.35 < dropped_SL.float().mean() < 0.45
         assert not torch.equal(dropped_SL[0], dropped_SL[1])
         kept = gaps_SL[~dropped_SL]
-        torch.testing.assert_close(kept, (log_2 / 0.6).expand_as(kept), rtol=1e-3, atol=0)
+        torch.testing.assert_close(kept, (day / 0.6).expand_as(kept), rtol=1e-3, atol=0)
 
 
 @pytest.mark.parametrize("eps", [1e-5, 1e-12])
 def test_norm_eps(eps, tiny_catalogue):
     """All norms have it; a nearly constant signal is scaled to 1 only by the official one."""
-    model = MMM4Rec(ModelConfig(norm_eps=eps), tiny_catalogue())
+    config = ModelConfig(norm_eps=eps, time_norm="real_positions")
+    model = MMM4Rec(config, tiny_catalogue())
     norms = [m for m in model.modules() if isinstance(m, LayerNorm | PositionNorm | GatedRMSNorm)]
     assert len(norms) == 11
     assert {norm.eps for norm in norms} == {model.item_encoder.eps} == {eps}

@@ -249,3 +249,42 @@ def test_nothing_to_train_on(build, stage, least):
 def test_a_data_folder_may_move(build, data_dir, tmp_path):
     shutil.copytree(data_dir / "prepared", tmp_path / "prepared")
     assert build(folder=tmp_path).lock() == build().lock()
+
+
+def test_only_the_last_items_of_every_history_are_read(build):
+    whole, cut = build(batch_size=50), build(batch_size=50, last_items=3)
+    for name in ("train_dataloader", "val_dataloader", "test_dataloader"):
+        batches = zip(getattr(whole, name)(), getattr(cut, name)(), strict=True)
+        for one, other in batches:
+            assert other.items_BL.shape == one.items_BL.shape  # max_len is the model's
+            assert other.lengths_B.equal(one.lengths_B.clamp(max=3))
+            assert other.targets_B.equal(one.targets_B)
+            rows = zip(one.items_BL, one.lengths_B, other.items_BL, other.lengths_B, strict=True)
+            for items_L, length, kept_L, kept in rows:
+                assert kept_L[:kept].equal(items_L[:length][-3:])
+                assert not kept_L[kept:].any()
+
+
+def test_hidden_images_are_hidden_in_each_of_the_joined_domains(build):
+    domains = ("MiniFood", "MiniHome")
+    before = build(domains, "pretrain").catalogue.features["image"].present_I
+    data = build(domains, "pretrain", hidden_modalities={"image": 0.5})
+    after = data.catalogue.features["image"].present_I
+    for part in (slice(1, 46), slice(46, 91)):
+        assert int(after[part].sum()) == round(int(before[part].sum()) * 0.5)
+    assert data.lock() == build(domains, "pretrain").lock()
+
+
+def test_cold_items_are_met_as_test_targets_only(build):
+    whole, cold = build(), build(cold_share=0.3)
+    tested = _targets(whole.test_dataloader())
+    met = set(cold.train_items().tolist()) | set(_targets(cold.val_dataloader()).values())
+    for batch in [*cold.train_dataloader(), *cold.test_dataloader()]:
+        met |= set(batch.items_BL.flatten().tolist())
+    assert len(set(range(1, 41)) - met) == 12
+    users = {user: target for (user, _), target in tested.items()}
+    left = {user: target for (user, _), target in _targets(cold.test_dataloader()).items()}
+    assert left.items() <= users.items()
+    assert sum(target not in met for target in left.values()) > 5
+    pretrained = build(stage="pretrain", cold_share=0.3)
+    assert len(set(pretrained.sequences.items_N.tolist())) == 28

@@ -158,3 +158,15 @@ def test_a_position_in_another_order_is_refused():
     )
     with pytest.raises(DataError, match=message):
         _loader().load_state_dict({"seed": 8, "epoch": 0, "batch": 1})
+
+
+@given(st.integers(1, 9), st.sampled_from(["hidden", "leaked"]))
+def test_the_last_items_are_a_history_whose_earlier_items_were_cut_off(last_items, target_time):
+    whole, start = _sequences([9]), max(0, 8 - last_items)
+    cut = FlatSequences(
+        whole.items_N[start:], whole.timestamps_N[start:], torch.tensor([0, 9 - start])
+    )
+    read = whole.gather(torch.tensor([8]), 6, target_time, last_items=last_items)
+    expected = cut.gather(torch.tensor([8 - start]), 6, target_time)
+    for field in ("items_BL", "lengths_B", "timestamps_BL", "targets_B", "users_B"):
+        assert getattr(read, field).equal(getattr(expected, field))

@@ -17,7 +17,6 @@ def test_the_groups_of_the_model(tiny_config, tiny_catalogue):
         "item_encoder",
         "item_bias",
         "norms",
-        "time",
         *(f"layer{n}/{kind}" for n in (0, 1) for kind in inside),
     }
     listed = [id(parameter) for group in groups.values() for parameter in group]

@@ -29,6 +29,6 @@ def test_time_scales_the_step_before_bias_and_softplus():
     dt, r = torch.randn(2, 5, 4), torch.randn(2, 6, 4)
     inputs = [x.view(2, 5, 4, 4), dt * r[:, :5], -block.A_log.exp()]
     inputs += [B.view(2, 5, 2, 3), C.view(2, 5, 2, 3), block.D, block.dt_bias]
-    expected = ssd(*inputs, skip="unscaled", backend="recurrent").flatten(-2)
+    expected = ssd(*inputs, skip="scaled_by_step", backend="recurrent").flatten(-2)
     torch.testing.assert_close(block.mix(x, dt, B, C, r), expected)
     torch.testing.assert_close(block.mix(x, dt * r[:, :5], B, C, None), expected)

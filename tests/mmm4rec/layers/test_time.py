@@ -9,7 +9,8 @@ from mmm4rec.layers.time import (
     TimeGate,
     TimeScale,
     TimeSignal,
-    log_day_gaps,
+    gaps_to_next,
+    log_gaps,
     second_gaps,
 )
 
@@ -33,11 +34,30 @@ def randomised(module):
     return module.double().eval()
 
 
-def test_log_days():
-    gaps = log_day_gaps(STAMPS, MASK, torch.float64)
-    expected = torch.tensor([0, 0, 4, 1, 1, 1], dtype=torch.float64).log().clamp(min=0)
-    torch.testing.assert_close(gaps[0], expected)
-    torch.testing.assert_close(gaps[1].expm1()[1:] * DAY, torch.ones(5, dtype=torch.float64))
+def test_log_gaps_on_their_fixed_scales():
+    seconds = torch.tensor([[0, 1, DAY, 3650 * DAY]])
+    days = log_gaps(seconds, DAY, torch.float64)
+    expected = torch.tensor([[1, 1 + 1 / DAY, 2, 3651]], dtype=torch.float64).log()
+    torch.testing.assert_close(days, (expected - 3) / 3)
+    fine = log_gaps(seconds, 1, torch.float64)
+    expected = torch.tensor([[1, 2, 1 + DAY, 1 + 3650 * DAY]], dtype=torch.float64).log()
+    torch.testing.assert_close(fine, (expected - 10) / 5)
+    assert fine.abs().max() < 2.1
+
+
+def test_gaps_to_the_next_item_and_from_the_last_to_the_query():
+    queries = torch.tensor([20 * DAY, 10])
+    assert gaps_to_next(STAMPS, LENGTHS, queries)[0, :3].tolist() == [0, 3 * DAY, 7 * DAY]
+    assert gaps_to_next(STAMPS, LENGTHS, queries)[1].tolist() == [1, 1, 1, 1, 1, 0]
+
+
+def test_the_query_reaches_the_last_position_alone():
+    encoder = TimeEncoder(ModelConfig(**SMALL), num_modalities=1)
+    soon, late = (
+        encoder(STAMPS, LENGTHS, torch.tensor([14 * DAY, 10]) + extra).values_SBHL[0, :, 0]
+        for extra in (0, 9 * DAY)
+    )
+    assert (soon != late).int().tolist() == [[0, 0, 1, 0, 0, 0], [0, 0, 0, 0, 0, 1]]
 
 
 def test_seconds_let_padding_take_part():
@@ -51,19 +71,29 @@ def test_differences_are_taken_as_integers():
 
 
 def test_unordered_history_has_no_negative_gap():
-    mask = torch.ones(1, 2, dtype=torch.bool)
-    stamps = torch.tensor([[9 * DAY, 0]])
-    assert log_day_gaps(stamps, mask, torch.float32).tolist() == [[0, 0]]
+    gaps = log_gaps(second_gaps(torch.tensor([[9 * DAY, 0]])), 1, torch.float32)
+    assert gaps.tolist() == [[-2, -2]]
 
 
-def test_encoder_ignores_padding():
-    encoder = randomised(TimeEncoder(ModelConfig(**SMALL), num_modalities=2))
+def test_encoder_gives_gaps_as_they_are():
+    encoder = TimeEncoder(ModelConfig(**SMALL), num_modalities=2).double()
+    signal = encoder(STAMPS, LENGTHS)
+    assert signal.values_SBHL.shape == (1, 2, 4, 6)
+    expected = log_gaps(second_gaps(STAMPS), 1, torch.float64) * MASK
+    torch.testing.assert_close(signal.values_SBHL[0, :, 2], expected)
+    assert torch.equal(signal.mask_BHL, MASK[:, None])
+
+
+def test_normalising_encoder_ignores_padding():
+    config = ModelConfig(**SMALL, time_norm="real_positions", time_gaps="log_days")
+    encoder = randomised(TimeEncoder(config, num_modalities=2))
     signal = encoder(STAMPS, LENGTHS)
     assert signal.values_SBHL.shape == (1, 2, 4, 6)
     assert torch.equal(signal.of_modality(0), signal.of_modality(1))
     assert torch.equal(signal.mask_BHL, MASK[:, None])
-    gaps = log_day_gaps(STAMPS, MASK, torch.float64)[0, :3]
+    gaps = log_gaps(second_gaps(STAMPS), DAY, torch.float64)[0, :3]
     weight, bias = encoder.norm.weight[:3], encoder.norm.bias[:3]
+    # An affine change of scale only weighs against the epsilon of the norm.
     expected = F.layer_norm(gaps, (3,), weight, bias, 1e-5)
     torch.testing.assert_close(signal.values_SBHL[0, 0, 1, :3], expected)
     assert not signal.values_SBHL[0, 0, :, 3:].any()
@@ -90,15 +120,19 @@ def test_dropout_draws_one_mask_per_modality():
     assert len(encoder.eval()(STAMPS, LENGTHS).values_SBHL) == 1
 
 
+@pytest.mark.parametrize("convolution", ["residual", "plain"])
 @pytest.mark.parametrize("kind", ["one_plus", "tanhshrink"])
-def test_scale_formula(kind):
-    module = randomised(TimeScale(ModelConfig(**SMALL, time_scale=kind)))
+def test_scale_formula(kind, convolution):
+    config = ModelConfig(**SMALL, time_scale=kind, time_convolution=convolution)
+    module = randomised(TimeScale(config))
     signal = torch.randn(2, 4, 6, dtype=torch.float64)
     change = module.fc2(F.silu(module.fc1(signal)))
     scale = 1 + change if kind == "one_plus" else change - change.tanh()
-    expected = (signal * scale).mT
+    expected = scaled = (signal * scale).mT
     for conv in (module.conv1, module.conv2):
         (expected,) = conv(expected)
+    if convolution == "residual":
+        expected = expected + scaled
     torch.testing.assert_close(module(signal), expected)
 
 
@@ -114,11 +148,20 @@ def test_only_the_corrected_scale_is_alive_at_the_start(kind, alive):
 
 @pytest.mark.parametrize("per_position", [False, True])
 def test_gate_formula(per_position):
-    module = randomised(TimeGate(ModelConfig(**SMALL, per_position_time_gate=per_position)))
+    config = ModelConfig(**SMALL, per_position_time_gate=per_position, time_norm="real_positions")
+    module = randomised(TimeGate(config))
     signal, r = (torch.randn(2, 4, 6, dtype=torch.float64) for _ in range(2))
     gate = torch.sigmoid(module.fc(signal))
     assert gate.shape[-1] == (6 if per_position else 1)
     expected = module.norm(gate * signal + (1 - gate) * r, MASK[:, None])
+    torch.testing.assert_close(module(signal, r.mT, MASK[:, None]), expected)
+
+
+def test_gate_without_a_norm_masks_padding():
+    module = randomised(TimeGate(ModelConfig(**SMALL)))
+    signal, r = (torch.randn(2, 4, 6, dtype=torch.float64) for _ in range(2))
+    gate = torch.sigmoid(module.fc(signal))
+    expected = (gate * signal + (1 - gate) * r) * MASK[:, None]
     torch.testing.assert_close(module(signal, r.mT, MASK[:, None]), expected)
 
 

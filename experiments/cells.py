@@ -1,0 +1,204 @@
+"""Rows of a table from runs: estimates over seeds, paired tests against the reference, verdicts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
+
+from torch import Tensor
+
+from experiments.expected import Published, published_rows, verdict
+from experiments.report import Cell, Row
+from experiments.runs import Outcomes, Spec, pretraining
+from experiments.statistics import compare, estimate, holm, user_metrics
+from experiments.workspace import Workspace
+from mmm4rec.runner import Run
+
+CUTOFFS = (10, 20, 50)
+ABSENT = "-"
+
+FindPublished = Callable[[str, str], Published | None]  # by name of the way and column
+
+
+@dataclass(frozen=True)
+class Way:
+    """What a row shows: the same run under each seed.
+
+    Attributes:
+        name: of the row.
+        specs: one per seed; without training the same one for every seed.
+    """
+
+    name: str
+    specs: tuple[Spec, ...]
+
+    def runs(self, outcomes: Outcomes) -> dict[int, Run]:
+        """Return the runs that succeeded by their place among the seeds."""
+        found = {at: outcomes[spec].run for at, spec in enumerate(self.specs)}
+        return {at: run for at, run in found.items() if run is not None}
+
+    def failures(self, outcomes: Outcomes) -> list[str]:
+        """Say which runs failed and why."""
+        failed = {spec: outcomes[spec].failure for spec in self.specs}
+        return [f"{spec.label}: {reason}" for spec, reason in failed.items() if reason]
+
+
+def mmm4rec(
+    name: str,
+    workspace: Workspace,
+    domain: str,
+    seeds: int,
+    *,
+    item_bias: bool,
+    pretrained: bool,
+    presets: tuple[str, ...] = (),
+) -> Way:
+    """Return a row of this project's model, fine-tuned on a domain.
+
+    Args:
+        name: of the row.
+        workspace: where.
+        domain: a downstream domain.
+        seeds: how many; a pre-training and what starts from it have the same seed.
+        item_bias: whether fine-tuning learns a vector per item.
+        pretrained: whether it starts from a pre-training on all pre-training domains.
+        presets: the variant, in pre-training and in fine-tuning.
+    """
+    variant = f"pre-training ({', '.join(presets)})" if presets else "pre-training"
+    settings = (f"model.use_item_bias={str(item_bias).lower()}",)
+
+    def spec(seed: int) -> Spec:
+        source = pretraining(workspace, variant, seed, presets) if pretrained else None
+        return Spec(name, "finetune", (domain,), presets, settings, seed, source)
+
+    return Way(name, tuple(map(spec, range(seeds))))
+
+
+def specs_of(ways: Iterable[Way]) -> list[Spec]:
+    """Return the runs of all rows."""
+    return [spec for way in ways for spec in way.specs]
+
+
+def failures(ways: Iterable[Way], outcomes: Outcomes) -> list[str]:
+    """Return a note on every run that failed."""
+    lines = [line for way in ways for line in way.failures(outcomes)]
+    return [f"Failed: {line}" for line in dict.fromkeys(lines)]
+
+
+def metric_rows(
+    ways: list[Way],
+    outcomes: Outcomes,
+    metrics: tuple[str, ...],
+    *,
+    reference: str,
+    published: FindPublished,
+) -> list[Row]:
+    """Return one row per way, with test metrics averaged over users and seeds.
+
+    Every other row is compared with the reference by users and seeds in pairs; Holm's correction
+    is over the rows of a column.
+
+    Args:
+        ways: the rows; a way whose runs all failed has empty cells.
+        outcomes: of the runs.
+        metrics: the columns, such as `recall@10`.
+        reference: name of a way.
+        published: what has been published for a way and a column.
+    """
+    measured = {way.name: _by_seed(way, outcomes) for way in ways}
+    columns = [
+        _correct(
+            [
+                _metric_cell(
+                    measured[way.name],
+                    None if way.name == reference else measured.get(reference),
+                    metric,
+                    published(way.name, metric),
+                )
+                for way in ways
+            ]
+        )
+        for metric in metrics
+    ]
+    return [
+        Row(way.name, [column[at] for column in columns], is_reference=way.name == reference)
+        for at, way in enumerate(ways)
+    ]
+
+
+def quoted_rows(
+    table: str, domain: str, columns: tuple[str, ...], besides: Iterable[str] = ()
+) -> list[Row]:
+    """Return the published rows of a table that have a number in one of its columns.
+
+    Args:
+        table: a key of the published numbers.
+        domain: likewise.
+        columns: likewise, one per cell.
+        besides: rows that are measured, and have their published numbers in their cells.
+    """
+    measured = set(besides)
+    return [
+        _quoted_row(name, columns, numbers)
+        for name, numbers in published_rows(table, domain).items()
+        if name not in measured
+        and not name.endswith(", %")  # a gain, and no value of its column
+        and not numbers.keys().isdisjoint(columns)
+    ]
+
+
+def _quoted_row(name: str, columns: tuple[str, ...], numbers: dict[str, Published]) -> Row:
+    cells = [
+        Cell(_number(numbers[column].value, column), published=numbers[column])
+        if column in numbers
+        else Cell(ABSENT)
+        for column in columns
+    ]
+    return Row(name, cells, source="published")
+
+
+def _number(value: float, column: str) -> str:
+    return f"{value:.4f}" if "@" in column else f"{value:g}"
+
+
+def _by_seed(way: Way, outcomes: Outcomes) -> dict[int, dict[str, Tensor]]:
+    runs = way.runs(outcomes)
+    values = {folder: user_metrics(folder, CUTOFFS) for folder in {r.folder for r in runs.values()}}
+    return {at: values[run.folder] for at, run in runs.items()}
+
+
+def _metric_cell(
+    own: dict[int, dict[str, Tensor]],
+    reference: dict[int, dict[str, Tensor]] | None,
+    metric: str,
+    published: Published | None,
+) -> Cell:
+    if not own:
+        return Cell(ABSENT, published=published)
+    # Without training all seeds are one run, and no evidence of their own.
+    distinct = {id(values[metric]): values[metric] for values in own.values()}
+    found = estimate(list(distinct.values()))
+    pairs = sorted(own.keys() & reference.keys()) if reference else []
+    comparison = (
+        compare([reference[at][metric] for at in pairs], [own[at][metric] for at in pairs])
+        if reference and pairs
+        else None
+    )
+    return Cell(
+        f"{found.value:.4f} [{found.low:.4f}, {found.high:.4f}]",
+        estimate=found,
+        published=published,
+        comparison=comparison,
+        verdict=verdict(found, published),
+    )
+
+
+def _correct(column: list[Cell]) -> list[Cell]:
+    """Add the corrected p of each comparison in a column."""
+    tested = [at for at, cell in enumerate(column) if cell.comparison]
+    p_values = [cell.comparison.p for cell in column if cell.comparison]
+    corrected = dict(zip(tested, holm(p_values) if p_values else [], strict=True))
+    return [
+        replace(cell, adjusted_p=corrected[at]) if at in corrected else cell
+        for at, cell in enumerate(column)
+    ]

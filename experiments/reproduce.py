@@ -1,0 +1,139 @@
+"""`mmm4rec reproduce`: from prepared domains to tables beside the published ones."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from experiments import main_table, table5, table6
+from experiments.planning import format_plan, plan_runs
+from experiments.report import Section, write_report
+from experiments.runs import Outcomes, Spec, execute
+from experiments.studies import STUDIES
+from experiments.studies.study import Study
+from experiments.workspace import Workspace, ensure_data, open_workspace
+from mmm4rec.errors import ConfigError
+from mmm4rec.run_folder import Echo, environment
+
+
+def _prepare_nothing(workspace: Workspace, echo: Echo) -> None:
+    """Need no other data than the world's."""
+
+
+@dataclass(frozen=True)
+class Report:
+    """One table, or one study.
+
+    Attributes:
+        title: for people.
+        specs: returns the runs that it needs, for all downstream domains of a world and so many
+            seeds, and does nothing.
+        sections: returns what it shows of the prepared domains, given what came of those runs.
+        prepare: makes what the runs need beside the world's domains; twice is as once.
+    """
+
+    title: str
+    specs: Callable[[Workspace, int], list[Spec]]
+    sections: Callable[[Workspace, int, Outcomes], list[Section]]
+    prepare: Callable[[Workspace, Echo], None] = _prepare_nothing
+
+
+REPORTS: dict[str, Report | Study] = {
+    table5.NAME: Report(table5.TITLE, table5.specs, table5.sections),
+    table6.NAME: Report(table6.TITLE, table6.specs, table6.sections),
+    main_table.NAME: Report(main_table.TITLE, main_table.specs, main_table.sections),
+    **STUDIES,
+}
+ALL_STUDIES = "studies"
+
+
+def reproduce(
+    tables: list[str],
+    *,
+    world: str,
+    seeds: int,
+    folder: Path,
+    plan: bool = False,
+    jobs: int | None = None,
+    domains: list[str] | None = None,
+    echo: Echo = print,
+) -> None:
+    """Do the runs that some tables need, each once, and write a report per table.
+
+    What has been done is not done again; what was interrupted is carried on.
+
+    Args:
+        tables: keys of `REPORTS`; `studies` stands for all studies.
+        world: `mini` or `amazon`.
+        seeds: how many, from 0.
+        folder: holds data, runs and `reports/<world>/<table>/`.
+        plan: only say what would be done; nothing is written.
+        jobs: runs at once; None: one for each GPU.
+        domains: the downstream domains to keep; None: all.
+        echo: told what happens.
+
+    Raises:
+        ConfigError: a table, the world, a domain or a number is not allowed.
+    """
+    reports = find_reports(tables)
+    _check_counts(seeds, jobs)
+    workspace = open_workspace(world, folder, domains)
+    specs = [spec for report in reports.values() for spec in report.specs(workspace, seeds)]
+    if plan:
+        echo(format_plan(plan_runs(specs, workspace), workspace.gaps()))
+        return
+    ensure_data(workspace, echo)
+    for report in reports.values():
+        report.prepare(workspace, echo)
+    missing = set(workspace.missing(workspace.downstream))
+    outcomes = execute(
+        [spec for spec in specs if not missing & set(spec.domains)], workspace, echo=echo, jobs=jobs
+    )
+    for line in workspace.gaps():
+        echo(line)
+    for name, report in reports.items():
+        target = workspace.reports_dir / name
+        sections = [*_gaps(workspace), *report.sections(workspace, seeds, outcomes)]
+        write_report(
+            target,
+            report.title,
+            sections,
+            command=_command(name, world, seeds, domains),
+            environment=environment(),
+        )
+        echo(f"written: {target / 'report.md'}, {target / 'report.html'}")
+
+
+def find_reports(names: list[str]) -> dict[str, Report | Study]:
+    """Return the reports of these names, each once.
+
+    Raises:
+        ConfigError: there is none of a name, or no name.
+    """
+    known = [*REPORTS, ALL_STUDIES]
+    for name in names or ["(none)"]:
+        if name not in known:
+            raise ConfigError(
+                f"no table {name!r}: allowed are {', '.join(known)}. "
+                f"Next: mmm4rec reproduce {known[0]}"
+            )
+    expanded = [each for name in names for each in (STUDIES if name == ALL_STUDIES else [name])]
+    return {name: REPORTS[name] for name in expanded}
+
+
+def _check_counts(seeds: int, jobs: int | None) -> None:
+    if seeds < 1:
+        raise ConfigError(f"--seeds {seeds}: allowed are 1 and more. Next: --seeds 1")
+    if jobs is not None and jobs < 1:
+        raise ConfigError(f"--jobs {jobs}: allowed are 1 and more. Next: --jobs 1")
+
+
+def _gaps(workspace: Workspace) -> list[Section]:
+    lines = workspace.gaps()
+    return [Section("What is missing", "\n\n".join(lines), [], [])] if lines else []
+
+
+def _command(table: str, world: str, seeds: int, domains: list[str] | None) -> str:
+    kept = "".join(f" --domain {domain}" for domain in domains or [])
+    return f"mmm4rec reproduce {table} --world {world} --seeds {seeds}{kept}"
