@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import json
 import sys
 from dataclasses import asdict
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -269,6 +271,10 @@ def recommend(
         str | None, typer.Option(help="Or item names (asins), oldest first, comma-separated.")
     ] = None,
     top_k: Annotated[int, typer.Option(min=1, help="How many items.")] = 10,
+    now: Annotated[
+        datetime | None,
+        typer.Option(help="The moment of recommending, UTC, for models that read it; else now."),
+    ] = None,
     exclude_history: Annotated[
         bool, typer.Option("--exclude-history", help="Leave out what was bought before.")
     ] = False,
@@ -293,6 +299,7 @@ def recommend(
         item_ids,
         timestamps,
         max_len=settings.model.max_len,
+        query_time=_moment(settings, now),
         top_k=top_k,
         exclude_history=exclude_history,
     )
@@ -312,6 +319,132 @@ def recommend(
     typer.echo(f"after {len(item_ids)} items, the last: {last}")
     for row in rows:
         typer.echo(f"{row['rank']:>3}  {row['score']:>8.3f}  {row['asin']}  {row['title'][:70]}")
+
+
+@app.command()
+def describe(
+    domain: Domains,
+    max_len: Annotated[int, typer.Option(min=2, help="Items that a model would read.")] = 20,
+    data_dir: DataDir = None,
+    as_json: AsJson = False,
+) -> None:
+    """Say what the timestamps of a prepared domain are like, and what they may be worth."""
+    from pipeline.describe import describe_domain, format_statistics
+
+    where = _load("finetune", None, _overrides({"data.data_dir": data_dir}, [])).data.data_dir
+    described = [describe_domain(where, name, max_len) for name in domain]
+    if as_json:
+        typer.echo(json.dumps([statistics.as_dict() for statistics in described], indent=2))
+        return
+    for statistics in described:
+        typer.echo(format_statistics(statistics))
+
+
+@app.command("probe-time")
+def probe_time(
+    ckpt: Ckpt,
+    domain: Domain,
+    data_dir: DataDir = None,
+    runs_dir: RunsDir = Path("runs"),
+    seed: Annotated[int, typer.Option(min=0, help="Of the gaps that are drawn.")] = 0,
+    set_: Overrides = [],  # noqa: B006
+    as_json: AsJson = False,
+) -> None:
+    """Ask whether a model uses time, and whether it is worth it: true gaps against others."""
+    from experiments.probe_time import probe_time as probe
+    from mmm4rec.checkpoint import read_checkpoint
+
+    checkpoint = read_checkpoint(ckpt)
+    settings = _trained_settings(checkpoint, data_dir, set_)
+    folder = _study_folder(runs_dir, "probe-time", domain, checkpoint, set_)
+    found = probe(checkpoint, settings, domain, folder, seed, _say(as_json))
+    typer.echo(json.dumps(found.results, indent=2) if as_json else found.text)
+
+
+@app.command()
+def truncation(
+    ckpt: Ckpt,
+    domain: Domain,
+    last: Annotated[
+        list[int] | None, typer.Option(min=1, help="How many items; repeat. All by default.")
+    ] = None,
+    data_dir: DataDir = None,
+    runs_dir: RunsDir = Path("runs"),
+    set_: Overrides = [],  # noqa: B006
+    as_json: AsJson = False,
+) -> None:
+    """Rank with only the last k items of each history, and draw what is kept."""
+    from experiments.studies.truncation import truncation_curve
+    from mmm4rec.checkpoint import read_checkpoint
+
+    checkpoint = read_checkpoint(ckpt)
+    settings = _trained_settings(checkpoint, data_dir, set_)
+    lengths = last or list(range(1, checkpoint.config.model.max_len + 1))
+    folder = _study_folder(runs_dir, "truncation", domain, checkpoint, set_)
+    found = truncation_curve(settings, checkpoint, domain, lengths, folder, _say(as_json))
+    if as_json:
+        typer.echo(json.dumps(found.results, indent=2))
+        return
+    typer.echo(found.text)
+    typer.echo(f"written to {folder}")
+
+
+@app.command("add-features")
+def add_features(
+    domain: Domain,
+    modality: Annotated[str, typer.Option(help="Name of the further stream, for example audio.")],
+    file: Annotated[Path, typer.Option(help="Parquet: asin and one column of lists of floats.")],
+    encoder: Annotated[
+        str | None, typer.Option(help="What made the vectors, where several domains share it.")
+    ] = None,
+    data_dir: DataDir = None,
+    as_json: AsJson = False,
+) -> None:
+    """Add a further modality to a prepared domain; data.modalities names what a model reads."""
+    from pipeline.added_features import add_feature_column
+
+    where = _load("finetune", None, _overrides({"data.data_dir": data_dir}, [])).data.data_dir
+    added = add_feature_column(where, domain, modality, file, encoder=encoder, echo=_say(as_json))
+    if as_json:
+        typer.echo(added.model_dump_json(indent=2))
+        return
+    typer.echo(f"{added.modality}: {added.present} items, width {added.width}")
+    typer.echo(f"Next: --set 'data.modalities=[text,image,{added.modality}]'")
+
+
+@app.command()
+def reproduce(
+    tables: Annotated[list[str], typer.Argument(help="table5, table6, main, studies, or a study.")],
+    world: Annotated[
+        str, typer.Option(help="amazon: the paper's domains; mini: the miniature of the demo.")
+    ] = "amazon",
+    seeds: Annotated[int, typer.Option(min=1, help="Runs of everything that is trained.")] = 1,
+    domain: Annotated[
+        list[str] | None, typer.Option(help="Only this downstream domain; repeat for several.")
+    ] = None,
+    folder: Annotated[Path, typer.Option(help="Holds data/, runs/ and reports/.")] = Path(),
+    plan: Annotated[
+        bool, typer.Option("--plan", help="Say what would be run and how long; write nothing.")
+    ] = False,
+    jobs: Annotated[
+        int | None, typer.Option(min=1, help="Runs at once; one for each GPU by default.")
+    ] = None,
+    set_: Overrides = [],  # noqa: B006
+) -> None:
+    """Make the paper's tables and our studies, beside the published numbers, with a verdict."""
+    from experiments.reproduce import reproduce as run_tables
+
+    run_tables(
+        tables,
+        world=world,
+        seeds=seeds,
+        folder=folder,
+        plan=plan,
+        jobs=jobs,
+        domains=domain,
+        settings=set_,
+        echo=typer.echo,
+    )
 
 
 @app.command("import-official")
@@ -383,6 +516,29 @@ def _overrides(shortcuts: dict[str, Any], given: list[str]) -> list[str]:
         *given,
         *(f"{k}={json.dumps(v, default=str)}" for k, v in shortcuts.items() if v is not None),
     ]
+
+
+def _moment(settings: Config, now: datetime | None) -> int | None:
+    """Return the moment of recommending in Unix seconds; None for a model that does not read it."""
+    if settings.data.query_time == "none":
+        if now is not None:
+            raise ConfigError(
+                "--now: this model was trained with data.query_time=none and does not read it. "
+                "Next: leave it out, or train with --set data.query_time=now"
+            )
+        return None
+    return int((now.replace(tzinfo=UTC) if now else datetime.now(UTC)).timestamp())
+
+
+def _study_folder(
+    runs_dir: Path, study: str, domain: str, checkpoint: Checkpoint, given: list[str]
+) -> Path:
+    """Name a folder by what goes in, so that the same command finds what it has done."""
+    from pipeline.domains import name_domain
+
+    named = json.dumps([checkpoint.sha256, given])
+    digest = hashlib.sha256(named.encode()).hexdigest()[:10]
+    return runs_dir / study / name_domain(domain).name / digest
 
 
 def _trained_settings(checkpoint: Checkpoint, data_dir: Path | None, given: list[str]) -> Config:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from torch import Tensor
 
 from experiments.expected import Published, published_rows, verdict
-from experiments.report import Cell, Row
+from experiments.report import Cell, Row, format_number
 from experiments.runs import Outcomes, Spec, pretraining
 from experiments.statistics import compare, estimate, holm, user_metrics
 from experiments.workspace import Workspace
@@ -149,16 +149,12 @@ def quoted_rows(
 
 def _quoted_row(name: str, columns: tuple[str, ...], numbers: dict[str, Published]) -> Row:
     cells = [
-        Cell(_number(numbers[column].value, column), published=numbers[column])
+        Cell(format_number(numbers[column].value), published=numbers[column])
         if column in numbers
         else Cell(ABSENT)
         for column in columns
     ]
     return Row(name, cells, source="published")
-
-
-def _number(value: float, column: str) -> str:
-    return f"{value:.4f}" if "@" in column else f"{value:g}"
 
 
 def _by_seed(way: Way, outcomes: Outcomes) -> dict[int, dict[str, Tensor]]:

@@ -61,21 +61,32 @@ def format_plan(runs: list[PlannedRun], gaps: list[str]) -> str:
         gaps: of the workspace.
     """
     width = max((len(run.label) for run in runs), default=0)
-    lines = [f"{'run':<{width}}  {'samples':>13}  {'hours':>7}  state"]
+    lines = [f"{'run':<{width}}  {'samples':>13}  {'time':>8}  state"]
     for run in runs:
-        hours = "-" if run.hours is None else f"{run.hours:.2f}"
-        lines.append(f"{run.label:<{width}}  {run.samples:>13,}  {hours:>7}  {run.state}")
+        time_ = "-" if run.hours is None else format_hours(run.hours)
+        lines.append(f"{run.label:<{width}}  {run.samples:>13,}  {time_:>8}  {run.state}")
     done = sum(run.state == CACHED for run in runs)
     begin = [run for run in runs if run.state == TO_DO]
     total = sum(run.hours or 0.0 for run in begin)
     blocked = len(runs) - done - len(begin)
     lines.append(
         f"{len(runs)} runs: {done} done, {len(begin)} to do, {blocked} cannot begin. To do: "
-        f"{sum(run.samples for run in begin):,} samples, {total:.2f} hours on one device of this "
-        "machine if every run takes all its epochs; early stopping ends most of them sooner, "
-        "validation comes on top"
+        f"{sum(run.samples for run in begin):,} samples, {format_hours(total)} on one device "
+        "of this machine if every run takes all its epochs. Early stopping ends most of them "
+        "sooner; validation comes on top"
     )
     return "\n".join([*lines, *gaps])
+
+
+def format_hours(hours: float) -> str:
+    """Write a time in a unit that suits it.
+
+    >>> [format_hours(hours) for hours in (0.01, 0.5, 30.0)]
+    ['36 s', '30 min', '30.0 h']
+    """
+    if hours < 1 / 60:
+        return f"{hours * 3600:.0f} s"
+    return f"{hours * 60:.0f} min" if hours < 1 else f"{hours:.1f} h"
 
 
 @dataclass

@@ -14,7 +14,7 @@ from pipeline.synthetic.temporal import Kind, TemporalWorld, Unit, draw_world
 
 WIDTH = 16  # of the features
 ITEM_NOISE = 0.1  # of a feature, against a spread of 1 between clusters
-VALIDATION_USERS = 1_500
+VALIDATION_USERS = 3_000
 ASKED = ("marked", "rhythm")  # worlds whose rule speaks at a user's last interaction only
 
 

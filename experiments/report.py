@@ -150,11 +150,11 @@ def write_report(
             temporary.write_text(text, encoding="utf-8")
 
 
-def count_verdicts(sections: Iterable[Section]) -> Counter[str]:
+def count_verdicts(tables: Iterable[Table]) -> Counter[str]:
     """Return how often each verdict was given on a measured cell."""
     return Counter(
         cell.verdict
-        for table in _tables(sections)
+        for table in tables
         for row in table.rows
         for cell in row.cells
         if row.source == "measured" and cell.verdict
@@ -172,9 +172,8 @@ def format_number(value: float) -> str:
     return f"{value:,g}" if value != int(value) else f"{int(value):,}"
 
 
-def _tables(sections: Iterable[Section]) -> Iterator[Table]:
-    for section in sections:
-        yield from section.tables
+def _tables(sections: list[Section]) -> list[Table]:
+    return [table for section in sections for table in section.tables]
 
 
 def _cell_lines(cell: Cell, source: str) -> list[tuple[str, str]]:
@@ -210,17 +209,14 @@ def _row_tags(row: Row) -> list[str]:
 def _notes(table: Table) -> list[str]:
     """Return the notes of a table and where its published numbers are from."""
     sources = dict.fromkeys(
-        cell.published.source
-        for row in table.rows
-        for cell in row.cells
-        if cell.published
+        cell.published.source for row in table.rows for cell in row.cells if cell.published
     )
     numbered = [f"({at}) {source}" for at, source in enumerate(sources, start=1)]
     return [*table.notes, *([f"Published numbers: {' '.join(numbered)}"] if sources else [])]
 
 
 def _summary(sections: list[Section]) -> str:
-    counts = count_verdicts(sections)
+    counts = count_verdicts(_tables(sections))
     if not counts:
         return "Nothing that was measured here has been published with a number to compare with."
     told = ", ".join(f"{counts[verdict]} {verdict}" for verdict in VERDICTS)
@@ -229,12 +225,12 @@ def _summary(sections: list[Section]) -> str:
 
 def _by_table(sections: list[Section]) -> Table | None:
     """Return the verdicts of each table, None where there are none or only one table has any."""
-    rows = []
-    for section in sections:
-        for table in section.tables:
-            counts = count_verdicts([Section("", "", [table], [])])
-            if counts:
-                rows.append(Row(table.title, [Cell(str(counts[v])) for v in VERDICTS]))
+    counted = [(table.title, count_verdicts([table])) for table in _tables(sections)]
+    rows = [
+        Row(title, [Cell(str(counts[verdict])) for verdict in VERDICTS])
+        for title, counts in counted
+        if counts
+    ]
     return Table("Verdicts", list(VERDICTS), rows, []) if len(rows) > 1 else None
 
 
@@ -265,11 +261,12 @@ def _fact_text(value: Any) -> str:
     return str(value)
 
 
+def _caption(figure: Figure) -> str:
+    return f"{figure.title}. {figure.note}" if figure.note else figure.title
+
+
 def _paragraphs(text: str) -> list[str]:
     return [paragraph for paragraph in re.split(r"\n\s*\n", text) if paragraph.strip()]
-
-
-# Markdown
 
 
 def _markdown_report(
@@ -278,7 +275,7 @@ def _markdown_report(
     blocks = [f"# {_markdown(title)}", f"**{_markdown(_summary(sections))}**"]
     if overview := _by_table(sections):
         blocks.append(_markdown_rows(overview))
-    if any(_tables(sections)):
+    if _tables(sections):
         blocks.append(_markdown(LEGEND))
     for section in sections:
         blocks.append(f"## {_markdown(section.title)}")
@@ -288,8 +285,9 @@ def _markdown_report(
             blocks += map(_markdown, _notes(table))
         for figure in section.figures:
             path = quote(Path(os.path.relpath(figure.path, folder)).as_posix())
-            blocks += [f"![{_markdown(figure.title)}]({path})", _markdown(figure.note)]
-    blocks += ["## Environment", "\n".join(_markdown_facts(facts))]
+            blocks += [f"![{_markdown(figure.title)}]({path})", _markdown(_caption(figure))]
+    lines = [f"- {_markdown(name)}: {_markdown(text)}" for name, text in facts]
+    blocks += ["## Environment", "\n".join(lines)]
     return "\n\n".join(block for block in blocks if block) + "\n"
 
 
@@ -306,7 +304,10 @@ def _markdown_row(row: Row) -> str:
     tags = "".join(f" ({tag})" for tag in _row_tags(row))
     style = "*" if row.source == "published" else "**" if row.is_reference else ""
     cells = [
-        "<br>".join(_markdown(text) for _, text in _cell_lines(cell, row.source))
+        "<br>".join(
+            f"**{_markdown(text)}**" if text in VERDICTS else _markdown(text)
+            for _, text in _cell_lines(cell, row.source)
+        )
         for cell in row.cells
     ]
     return _markdown_line([f"{style}{name}{style}{tags}", *cells])
@@ -314,10 +315,6 @@ def _markdown_row(row: Row) -> str:
 
 def _markdown_line(cells: list[str]) -> str:
     return f"| {' | '.join(cells)} |"
-
-
-def _markdown_facts(facts: list[tuple[str, str]]) -> list[str]:
-    return [f"- {_markdown(name)}: {_markdown(text)}" for name, text in facts]
 
 
 def _markdown(text: str) -> str:
@@ -328,16 +325,13 @@ def _markdown(text: str) -> str:
     return _INTERVAL.sub(r"[\1]", escaped)
 
 
-# HTML
-
-
 def _html_report(title: str, sections: list[Section], facts: list[tuple[str, str]]) -> str:
     overview = _by_table(sections)
     body = [
         _element("h1", title),
         f'<p class="summary">{_html_counts(sections)}</p>',
         _html_table(overview) if overview else "",
-        _element("p", LEGEND, "legend") if any(_tables(sections)) else "",
+        _element("p", LEGEND, "legend") if _tables(sections) else "",
         *(line for section in sections for line in _html_section(section)),
         "<h2>Environment</h2>",
         "<dl>",
@@ -358,7 +352,7 @@ def _html_report(title: str, sections: list[Section], facts: list[tuple[str, str
 
 
 def _html_counts(sections: list[Section]) -> str:
-    counts = count_verdicts(sections)
+    counts = count_verdicts(_tables(sections))
     if not counts:
         return html.escape(_summary(sections))
     return " ".join(
@@ -378,7 +372,7 @@ def _html_section(section: Section) -> Iterator[str]:
         picture = base64.b64encode(figure.path.read_bytes()).decode()
         yield (
             f'<figure><img src="data:image/png;base64,{picture}" alt="{html.escape(figure.title)}">'
-            f"{_element('figcaption', figure.note)}</figure>"
+            f"{_element('figcaption', _caption(figure))}</figure>"
         )
 
 

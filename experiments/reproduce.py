@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from experiments import main_table, table5, table6
 from experiments.planning import format_plan, plan_runs
 from experiments.report import Section, write_report
-from experiments.runs import Outcomes, Spec, execute
+from experiments.runs import Outcomes, Spec, execute, settings_of
 from experiments.studies import STUDIES
 from experiments.studies.study import Study
 from experiments.workspace import Workspace, ensure_data, open_workspace
@@ -57,6 +58,7 @@ def reproduce(
     plan: bool = False,
     jobs: int | None = None,
     domains: list[str] | None = None,
+    settings: list[str] | None = None,
     echo: Echo = print,
 ) -> None:
     """Do the runs that some tables need, each once, and write a report per table.
@@ -71,15 +73,19 @@ def reproduce(
         plan: only say what would be done; nothing is written.
         jobs: runs at once; None: one for each GPU.
         domains: the downstream domains to keep; None: all.
+        settings: `section.key=value` for every run, over all presets.
         echo: told what happens.
 
     Raises:
-        ConfigError: a table, the world, a domain or a number is not allowed.
+        ConfigError: a table, the world, a domain, a number or a setting is not allowed.
     """
     reports = find_reports(tables)
     _check_counts(seeds, jobs)
     workspace = open_workspace(world, folder, domains)
+    workspace = replace(workspace, settings=tuple(settings or ()))
     specs = [spec for report in reports.values() for spec in report.specs(workspace, seeds)]
+    for spec in specs:
+        settings_of(spec, workspace)  # what is not allowed is said before anything begins
     if plan:
         echo(format_plan(plan_runs(specs, workspace), workspace.gaps()))
         return
@@ -99,7 +105,7 @@ def reproduce(
             target,
             report.title,
             sections,
-            command=_command(name, world, seeds, domains),
+            command=_command(name, workspace, seeds, domains),
             environment=environment(),
         )
         echo(f"written: {target / 'report.md'}, {target / 'report.html'}")
@@ -134,6 +140,10 @@ def _gaps(workspace: Workspace) -> list[Section]:
     return [Section("What is missing", "\n\n".join(lines), [], [])] if lines else []
 
 
-def _command(table: str, world: str, seeds: int, domains: list[str] | None) -> str:
-    kept = "".join(f" --domain {domain}" for domain in domains or [])
-    return f"mmm4rec reproduce {table} --world {world} --seeds {seeds}{kept}"
+def _command(table: str, workspace: Workspace, seeds: int, domains: list[str] | None) -> str:
+    words = ["mmm4rec", "reproduce", table, "--world", workspace.name, "--seeds", str(seeds)]
+    for domain in domains or []:
+        words += ["--domain", domain]
+    for setting in workspace.settings:
+        words += ["--set", setting]
+    return shlex.join(words)

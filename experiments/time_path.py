@@ -5,16 +5,12 @@ python -m experiments.time_path [--out FOLDER] [--seeds N] [--study worlds|ladde
 
 from __future__ import annotations
 
-import argparse
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from experiments.curves import Curve, read_curve
-from experiments.planted import PlantedData
+from experiments.figures import Curve, read_curve
+from experiments.planted import VALIDATION_USERS, PlantedData
 from experiments.presets import find_preset
 from mmm4rec.config import OFFICIAL, Config
 from mmm4rec.runner import fit
@@ -34,7 +30,7 @@ def _model(**fields: Any) -> dict[str, Any]:
 
 OFFICIAL_WAY: dict[str, Any] = {"fidelity": "official"}
 # From the official model to the corrected one, a switch at a time.
-_CLEAN = {"time_gaps": "log_seconds", "time_norm": "real_positions", "time_dropout": 0}
+_CLEAN = {"time_gaps": "log_units", "time_norm": "real_positions", "time_dropout": 0}
 _UNDECAYED = {"optimizer": {"decayed_parameters": "weights"}, "data": {"target_time": "hidden"}}
 _ALIVE = {**_CLEAN, "time_scale": "one_plus"}
 _ABSOLUTE = {**_ALIVE, "time_norm": "none"}
@@ -57,7 +53,7 @@ LADDER: dict[str, dict[str, Any]] = {
     "corrected, plain convolutions": _model(time_convolution="plain"),
     "corrected, norm over real positions": _model(time_norm="real_positions"),
     "corrected, Tanhshrink": _model(time_scale="tanhshrink"),
-    "corrected, log of days": _model(time_gaps="log_days"),
+    "corrected, log of seconds": _model(time_gaps="log_seconds"),
     "corrected, decay on all": {"optimizer": {"decayed_parameters": "all"}},
     "corrected, dropout on gaps": _model(time_dropout=0.4),
     "corrected, skip D*x": _model(skip="unscaled"),
@@ -107,7 +103,8 @@ def measure(changes: dict[str, Any], kind: Kind, unit: Unit, seed: int, folder: 
         config, data, stage="pretrain", runs_dir=folder / "runs", reuse=True, echo=lambda line: None
     )
     curve = read_curve(run.folder, METRIC)
-    world, reached = data.world, curve[-1][1]
+    blind, seeing = data.world.ceilings(VALIDATION_USERS)
+    reached = curve[-1][1]
     if kind == "nothing":
-        return Outcome(curve, reached / world.seeing)
-    return Outcome(curve, (reached - world.blind) / (world.seeing - world.blind))
+        return Outcome(curve, reached / seeing)
+    return Outcome(curve, (reached - blind) / (seeing - blind))

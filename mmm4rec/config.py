@@ -16,10 +16,9 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 Fidelity = Literal["corrected", "official"]
 
 # Where the authors' released code computes something else than what is right: the value that
-# reproduces it. The corrected value is the field's own default; one is the same by choice (skip).
+# reproduces it. The corrected value is the field's own default.
 OFFICIAL: dict[str, dict[str, Any]] = {
     "model": {
-        "skip": "scaled_by_step",
         "time_gaps": "seconds",
         "time_norm": "all_positions",
         "time_scale": "tanhshrink",
@@ -237,10 +236,10 @@ class ModelConfig(Section):
         description="D*step*x, as in the authors' code: a gap shows at its own item at once; "
         "unscaled: D*x as in Mamba-2",
     )
-    time_gaps: Literal["log_seconds", "log_days", "seconds"] = Field(
-        default="log_seconds",
-        description="log(1 + seconds) between real items, on a fixed scale, or of days; "
-        "official: raw seconds",
+    time_gaps: Literal["log_units", "log_seconds", "log_days", "seconds"] = Field(
+        default="log_units",
+        description="log(1 + gap / unit) between real items, with a unit per head, from a second "
+        "to a month, or with one for all; official: raw seconds",
     )
     time_norm: Literal["none", "real_positions", "all_positions"] = Field(
         default="none",
@@ -431,7 +430,8 @@ _FREE_MODEL_FIELDS = {"use_item_bias", "item_dropout", "dropout", "time_dropout"
 def architecture(config: Config) -> dict[str, Any]:
     """Return the settings that a model must share with a checkpoint of `config`, as plain data."""
     model = config.model.model_dump(mode="json", exclude=_FREE_MODEL_FIELDS)
-    return {"fidelity": config.fidelity, "model": model}
+    data = {"query_time": config.data.query_time}
+    return {"fidelity": config.fidelity, "model": model, "data": data}
 
 
 _UNNAMED = {"checkpoint_minutes"}

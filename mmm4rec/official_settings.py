@@ -89,6 +89,7 @@ _MAX_BYTES = 1 << 16
 _TIME_FIELDS = {
     "data.target_time",
     "data.query_time",
+    "model.time_convolution",
     "model.time_filter",
     "model.time_gaps",
     "model.time_norm",
@@ -97,7 +98,13 @@ _TIME_FIELDS = {
 # The one value that their code knows of what is here for studies and comparisons.
 _STUDIED: dict[str, dict[str, Any]] = {
     "data": {"query_time": "none", "last_items": None},
-    "model": {"name": "mmm4rec", "mixer": "ssd", "share_ti_ssd": True, "time_filter": "full"},
+    "model": {
+        "name": "mmm4rec",
+        "mixer": "ssd",
+        "share_ti_ssd": True,
+        "skip": "scaled_by_step",
+        "time_filter": "full",
+    },
 }
 
 

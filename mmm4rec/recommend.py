@@ -29,6 +29,7 @@ def recommend(
     timestamps: list[int],
     *,
     max_len: int,
+    query_time: int | None = None,
     top_k: int = 10,
     exclude_history: bool = False,
 ) -> list[Recommendation]:
@@ -39,6 +40,8 @@ def recommend(
         item_ids: the history, oldest first, ids from 1; only the last `max_len` are read.
         timestamps: Unix seconds of the history, as long as `item_ids`.
         max_len: most recent items read, L.
+        query_time: the moment of recommending in Unix seconds, for a model that was trained with
+            `data.query_time: now`.
         top_k: how many, at least 1.
         exclude_history: leave out every item of the history.
 
@@ -55,6 +58,7 @@ def recommend(
         timestamps_BL=torch.tensor([times + padding]),
         targets_B=torch.tensor([PADDING_ID]),
         users_B=torch.tensor([0]),
+        query_time_B=None if query_time is None else torch.tensor([query_time]),
     )
     scores_I = model.score(model(batch), model.item_matrix())[0].double()
     scores_I[PADDING_ID] = -torch.inf

@@ -267,6 +267,7 @@ def _test_results(
             "candidates": "all items"
             + (", padding" if config.loss.padding_candidate == "scored" else ""),
             "history_masked": False,
+            "query_time": config.data.query_time,
             "ties": "expectation over their orders",
             "users": len(users),
             "items": _as_run_data(datamodule).catalogue.num_items,

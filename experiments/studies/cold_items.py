@@ -6,6 +6,8 @@ before the test.
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from torch import Tensor
 
 from experiments.cells import Way, failures, specs_of
@@ -14,48 +16,59 @@ from experiments.groups import HISTORY, POPULARITY, Grouping, check_users, group
 from experiments.report import Figure, Row, Section, Table
 from experiments.runs import Outcomes, Spec, Untrained, data_of, settings_of
 from experiments.statistics import estimate
-from experiments.studies.study import Study, figure_path, read_values, trained, value_cell
+from experiments.studies.evaluating import evaluate_cached, with_settings
+from experiments.studies.study import (
+    SERVED,
+    Study,
+    figure_path,
+    read_values,
+    trained,
+    value_cell,
+)
 from experiments.workspace import Workspace
+from mmm4rec.checkpoint import read_checkpoint
 
 NAME = "cold-items"
 COLD_SHARE = 0.2
-SPLITS: dict[str, tuple[str, ...]] = {
-    "as it is": (),
-    f"{COLD_SHARE:.0%} of the items cold": (f"data.cold_share={COLD_SHARE}",),
-}
+SPLITS = {"as it is": 0.0, f"{COLD_SHARE:.0%} of the items cold": COLD_SHARE}
 UNTRAINED: dict[str, Untrained] = {
     "popularity": "popularity",
     "content nearest neighbour": "content",
 }
 BY_IDS = "SASRec, ids"
+SCRATCH, PRETRAINED = "from scratch", "pre-trained"
+WITHOUT_BIAS, NOT_FINETUNED = "pre-trained, without item bias", "pre-trained, not fine-tuned"
 STARTS = {"popularity": POPULARITY, "history": HISTORY}  # groupings by a number
 NOTES = [
     "Full ranking over the whole catalogue, test NDCG@10 of the users of each group, 95 % "
     "intervals. A target that is 0 times in the training data is a cold item.",
     "A cold item stands in the catalogue while models are trained, as one that is listed and not "
-    "yet sold: the loss of fine-tuning counts it among the wrong answers.",
+    "yet sold: the loss of fine-tuning counts it among the wrong answers. A model that is not "
+    "fine-tuned knows it as well as any other item.",
 ]
 
 
-def ways(workspace: Workspace, domain: str, seeds: int, settings: tuple[str, ...]) -> list[Way]:
+def ways(workspace: Workspace, domain: str, seeds: int, cold_share: float) -> list[Way]:
     """Return the models that are compared, on one split."""
-    starts = {"from scratch": False, **({"pre-trained": True} if workspace.can_pretrain else {})}
+    settings = (f"data.cold_share={cold_share}",) if cold_share else ()
     untrained = [
         Way(name, (Spec(name, "evaluate", (domain,), settings=settings, untrained=kind),) * seeds)
         for name, kind in UNTRAINED.items()
     ]
-    by_ids = [
-        Spec(BY_IDS, "finetune", (domain,), ("sasrec",), ("model.item_inputs=ids", *settings), seed)
-        for seed in range(seeds)
-    ]
-    return [
-        *untrained,
-        Way(BY_IDS, tuple(by_ids)),
-        *(
-            trained(name, workspace, domain, seeds, pretrained=start, after=settings)
-            for name, start in starts.items()
+    by_ids = ("model.item_inputs=ids", *settings)
+    sasrec = Way(
+        BY_IDS,
+        tuple(
+            Spec(BY_IDS, "finetune", (domain,), ("sasrec",), by_ids, seed) for seed in range(seeds)
         ),
-    ]
+    )
+
+    def way(name: str, *after: str) -> Way:
+        start = name != SCRATCH
+        return trained(name, workspace, domain, seeds, pretrained=start, after=(*after, *settings))
+
+    pretrained = [way(PRETRAINED), way(WITHOUT_BIAS, "model.use_item_bias=false")]
+    return [*untrained, sasrec, way(SCRATCH), *(pretrained if workspace.can_pretrain else [])]
 
 
 def specs(workspace: Workspace, seeds: int) -> list[Spec]:
@@ -63,8 +76,8 @@ def specs(workspace: Workspace, seeds: int) -> list[Spec]:
     return [
         spec
         for domain in workspace.downstream
-        for settings in SPLITS.values()
-        for spec in specs_of(ways(workspace, domain, seeds, settings))
+        for cold_share in SPLITS.values()
+        for spec in specs_of(ways(workspace, domain, seeds, cold_share))
     ]
 
 
@@ -83,8 +96,11 @@ def _section(
     made = ways(workspace, domain, seeds, SPLITS[split])
     spec = made[0].specs[0]
     groupings = group_users(data_of(spec, settings_of(spec, workspace)))
+    folders = {way.name: _folders(way, outcomes) for way in made}
+    if workspace.can_pretrain:
+        folders[NOT_FINETUNED] = _not_finetuned(workspace, domain, made[-1], split, outcomes)
     measured = {
-        key: {way.name: _by_group(way, grouping, outcomes) for way in made}
+        key: {name: _by_group(ranked, grouping) for name, ranked in folders.items()}
         for key, grouping in groupings.items()
     }
     title = f"{domain}, {split}"
@@ -97,30 +113,47 @@ def _section(
         for name, users_U in grouping.split(grouping.users_U).items()
     ]
     notes = [*NOTES, *failures(made, outcomes)]
-    table = Table(f"{title}: by group", [way.name for way in made], rows, notes)
+    table = Table(f"{title}: by group", list(folders), rows, notes)
     path = figure_path(workspace, NAME, f"{domain}-{list(SPLITS).index(split)}")
     panels = {
-        f"by {key}": {
-            way: line for way, by_group in measured[key].items() if (line := _line(key, by_group))
+        groupings[key].title: {
+            name: line for name, by_group in measured[key].items() if (line := _line(key, by_group))
         }
         for key in STARTS
     }
     draw_lines(
         panels,
-        x_label="purchases: of the target in training; before the target",
+        x_label="where the range of the group begins",
         y_label="test NDCG@10",
         path=path,
     )
-    return Section(title, "", [table], [Figure(title, path, "Each point is a range's beginning.")])
+    return Section(title, "", [table], [Figure(title, path, NOTES[0])])
 
 
-def _by_group(way: Way, grouping: Grouping, outcomes: Outcomes) -> dict[str, list[Tensor]]:
-    """Return the metric of the users of each group, one tensor per run that succeeded."""
-    folders = list(dict.fromkeys(run.folder for run in way.runs(outcomes).values()))
-    for folder in folders:
-        check_users(folder, grouping)
+def _folders(way: Way, outcomes: Outcomes) -> list[Path]:
+    return list(dict.fromkeys(run.folder for run in way.runs(outcomes).values()))
+
+
+def _not_finetuned(
+    workspace: Workspace, domain: str, way: Way, split: str, outcomes: Outcomes
+) -> list[Path]:
+    """Rank with the models that the fine-tuning started from: nobody told them the items."""
+    folders = []
+    for spec in way.specs:
+        run = outcomes[spec.source].run if spec.source else None
+        if run:
+            checkpoint = read_checkpoint(run.folder)
+            config = with_settings(checkpoint.config, cold_share=SPLITS[split])
+            served = workspace.runs_dir / SERVED
+            folders.append(evaluate_cached(config, checkpoint, domain, served).folder)
+    return folders
+
+
+def _by_group(folders: list[Path], grouping: Grouping) -> dict[str, list[Tensor]]:
+    """Return the metric of the users of each group, one tensor per folder with ranks."""
     by_group: dict[str, list[Tensor]] = {}
-    for values_U in read_values(folders):
+    for folder, values_U in zip(folders, read_values(folders), strict=True):
+        check_users(folder, grouping)
         for name, part_U in grouping.split(values_U).items():
             by_group.setdefault(name, []).append(part_U)
     return by_group

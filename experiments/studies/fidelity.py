@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
 
 from experiments.cells import ABSENT, Way, failures, metric_rows, specs_of
@@ -11,7 +10,7 @@ from experiments.runs import Outcomes, Spec
 from experiments.studies.effects import draw_effects
 from experiments.studies.study import METRIC, Study, figure_path, trained
 from experiments.workspace import Workspace
-from mmm4rec.config import OFFICIAL
+from mmm4rec.config import OFFICIAL, Config
 
 NAME = "fidelity"
 CORRECTED, WHOLE = "corrected", "fidelity: official"
@@ -32,12 +31,14 @@ NOTES = [
 
 
 def switches() -> dict[str, str]:
-    """Return the official value of each field that concerns training, as `--set` takes it."""
+    """Return each official value that concerns training and differs, as `--set` takes it."""
+    corrected = Config().as_dict()
     return {
-        f"{section}.{field}": json.dumps(value)
+        f"{section}.{field}": str(value)
         for section, fields in OFFICIAL.items()
         if section != "prepare"
         for field, value in fields.items()
+        if corrected[section][field] != value
     }
 
 

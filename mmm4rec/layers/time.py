@@ -10,6 +10,7 @@ all while they are equal.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -23,9 +24,8 @@ from mmm4rec.layers.norm import PositionNorm
 from mmm4rec.ops.precision import at_least_float32, full_precision
 
 DAY = 86_400  # seconds
-# Centre and spread of log gaps that bring those from a tie to ten years to about -2..2.
-LOG_SECONDS = (10.0, 5.0)
-LOG_DAYS = (3.0, 3.0)
+YEARS = 3_650 * DAY  # ten of them: a gap that comes out as 2
+LONGEST_UNIT = 30 * DAY
 
 
 @dataclass(frozen=True)
@@ -45,19 +45,31 @@ class TimeSignal:
         return self.values_SBHL[index if len(self.values_SBHL) > 1 else 0]
 
 
-def log_gaps(seconds_BL: Tensor, unit: int, dtype: torch.dtype) -> Tensor:
-    """Return log(1 + gap / unit) on a fixed scale.
+def log_gaps(seconds_BL: Tensor, units_H: Tensor) -> Tensor:
+    """Return log(1 + gap / unit) of each head's unit, from -2 (a tie) to 2 (ten years), (B, H, L).
 
     Args:
         seconds_BL: gaps in seconds, int64; a history out of order has no negative gap.
-        unit: 1 or `DAY`, in seconds.
-        dtype: of the result.
+        units_H: in seconds, floating point, the type of the result.
 
-    >>> log_gaps(torch.tensor([[0, 86_400]]), DAY, torch.float32) * 3 + 3
-    tensor([[0.0000, 0.6931]])
+    >>> log_gaps(torch.tensor([[0, 3_650 * 86_400]]), torch.tensor([1.0, 86_400.0]))
+    tensor([[[-2.,  2.],
+             [-2.,  2.]]])
     """
-    centre, spread = LOG_DAYS if unit == DAY else LOG_SECONDS
-    return (torch.log1p(seconds_BL.clamp(min=0).to(dtype) / unit) - centre) / spread
+    units_H1 = units_H[:, None]
+    gaps_B1L = seconds_BL.clamp(min=0).to(units_H.dtype)[:, None]
+    return 4 * torch.log1p(gaps_B1L / units_H1) / torch.log1p(YEARS / units_H1) - 2
+
+
+def head_units(kind: str, num_heads: int) -> Tensor:
+    """Return the unit of each head in seconds, (H,): one for all, or from a second to a month.
+
+    >>> head_units("log_units", 3)
+    tensor([1.0000e+00, 1.6100e+03, 2.5920e+06])
+    """
+    if kind == "log_units":
+        return torch.logspace(0, math.log10(LONGEST_UNIT), num_heads)
+    return torch.full((num_heads,), float(DAY if kind == "log_days" else 1))
 
 
 def second_gaps(timestamps_BL: Tensor) -> Tensor:
@@ -78,7 +90,7 @@ def gaps_to_next(timestamps_BL: Tensor, lengths_B: Tensor, query_time_B: Tensor)
     nothing is lost, for the gap before the first item says nothing.
 
     >>> gaps_to_next(torch.tensor([[5, 7, 0]]), torch.tensor([2]), torch.tensor([10]))
-    tensor([[ 2,  3, -7]])
+    tensor([[2, 3, 0]])
     """
     last_B1 = (lengths_B - 1)[:, None]
     next_BL = F.pad(timestamps_BL[:, 1:], (0, 1)).scatter(1, last_B1, query_time_B[:, None])
@@ -86,9 +98,9 @@ def gaps_to_next(timestamps_BL: Tensor, lengths_B: Tensor, query_time_B: Tensor)
 
 
 class TimeEncoder(nn.Module):
-    """Time gaps on the scale that the model reads, one copy per head."""
+    """Time gaps on the scale that the model reads, for each head."""
 
-    like: Tensor
+    units_H: Tensor
 
     def __init__(self, config: ModelConfig, *, num_modalities: int) -> None:
         super().__init__()
@@ -99,8 +111,8 @@ class TimeEncoder(nn.Module):
         self.masked = config.time_norm != "all_positions"
         self.dropout = Dropout(config.time_dropout)
         self.norm = build_position_norm(config)
-        # Has the model's type and device, which no weight need tell.
-        self.register_buffer("like", torch.empty(0), persistent=False)
+        units_H = head_units(config.time_gaps, config.num_heads)
+        self.register_buffer("units_H", units_H, persistent=False)
 
     def forward(
         self, timestamps_BL: Tensor, lengths_B: Tensor, query_time_B: Tensor | None = None
@@ -115,23 +127,21 @@ class TimeEncoder(nn.Module):
         timestamps_BL = F.pad(timestamps_BL, (0, self.max_len - timestamps_BL.shape[-1]))
         positions_L = torch.arange(self.max_len, device=lengths_B.device)
         mask_BL = positions_L < lengths_B[:, None]
-        dtype = at_least_float32(self.like).dtype
         if query_time_B is None:
             seconds_BL = second_gaps(timestamps_BL)
         else:
             seconds_BL = gaps_to_next(timestamps_BL, lengths_B, query_time_B)
+        units_H = at_least_float32(self.units_H)
         if self.gaps == "seconds":
-            gaps_BL = seconds_BL.to(dtype)
+            gaps_BHL = seconds_BL[:, None].to(units_H.dtype)
         else:
-            gaps_BL = log_gaps(seconds_BL, DAY if self.gaps == "log_days" else 1, dtype)
+            gaps_BHL = log_gaps(seconds_BL, units_H)
         # Under dropout each modality draws its own mask; otherwise one signal serves all.
         apart = self.training and self.dropout.p > 0
-        gaps_SBL = gaps_BL.expand(self.num_modalities if apart else 1, -1, -1)
-        signal_SBL = _normalise(self.norm, self.dropout(gaps_SBL), mask_BL if self.masked else None)
-        return TimeSignal(
-            values_SBHL=signal_SBL[:, :, None].expand(-1, -1, self.num_heads, -1),
-            mask_BHL=mask_BL[:, None] if self.masked else None,
-        )
+        gaps_SBHL = gaps_BHL.expand(self.num_modalities if apart else 1, -1, -1, -1)
+        mask_BHL = mask_BL[:, None] if self.masked else None
+        signal_SBHL = _normalise(self.norm, self.dropout(gaps_SBHL), mask_BHL)
+        return TimeSignal(signal_SBHL.expand(-1, -1, self.num_heads, -1), mask_BHL)
 
 
 class TimeScale(nn.Module):

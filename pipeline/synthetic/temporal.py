@@ -11,8 +11,8 @@ bit that only times tell:
     rhythm   which of two periods the gaps follow, under noise
     nothing  no bit at all: the step is always the same
 
-Recall at `ITEMS_PER_CLUSTER` is the probability of the best cluster, so that the ceiling of a
-model that sees times, and of one that does not, are exact.
+Recall at `ITEMS_PER_CLUSTER` is the share of users whose target lies in the best cluster, so that
+the ceilings of a model that sees times, and of one that does not, can be counted.
 """
 
 from __future__ import annotations
@@ -58,17 +58,27 @@ class TemporalWorld:
         seconds_N: Unix seconds.
         offsets_U: first position of each user and, last, N.
         clusters_I: cluster of each item, -1 for the padding item 0.
-        blind: recall at `ITEMS_PER_CLUSTER` that no model without times can exceed, on the last
-            interaction of each user.
-        seeing: the same for one with times (and, in `query`, with the moment of recommending).
+        bits_U: of each user's last interaction, the bit that is likelier given the times.
     """
 
     items_N: IntArray
     seconds_N: IntArray
     offsets_U: IntArray
     clusters_I: IntArray
-    blind: float
-    seeing: float
+    bits_U: IntArray
+
+    def ceilings(self, last_users: int) -> tuple[float, float]:
+        """Return the best recall at `ITEMS_PER_CLUSTER` of a blind and of a seeing model.
+
+        Args:
+            last_users: so many of the last users are asked for their last interaction.
+        """
+        ends_U = self.offsets_U[-last_users:] - 1
+        clusters_N = self.clusters_I[self.items_N]
+        steps_U = (clusters_N[ends_U] - clusters_N[ends_U - 1]) % NUM_CLUSTERS
+        blind = max(float(np.mean(steps_U == step)) for step in STEPS)
+        seeing_U = steps_U == np.array(STEPS)[self.bits_U[-last_users:]]
+        return blind, float(seeing_U.mean())
 
 
 def draw_world(kind: Kind, *, unit: Unit, num_users: int, seed: int) -> TemporalWorld:
@@ -91,8 +101,6 @@ def draw_world(kind: Kind, *, unit: Unit, num_users: int, seed: int) -> Temporal
     clusters_N = np.concatenate([clusters for clusters, _, _ in users])
     gaps_N = np.concatenate([gaps for _, gaps, _ in users])
     offsets_U = np.cumsum([0, *(len(clusters) for clusters, _, _ in users)])
-    known = float(np.mean([certainty for _, _, certainty in users]))
-    chance = (1 - FOLLOW) / NUM_CLUSTERS
     clusters_I = np.repeat(np.arange(clusters_N.max() + 1), ITEMS_PER_CLUSTER)
     return TemporalWorld(
         items_N=clusters_N * ITEMS_PER_CLUSTER
@@ -101,14 +109,13 @@ def draw_world(kind: Kind, *, unit: Unit, num_users: int, seed: int) -> Temporal
         seconds_N=_times(rng, gaps_N, offsets_U, unit),
         offsets_U=offsets_U.astype(np.int64),
         clusters_I=np.concatenate([[-1], clusters_I]),
-        blind=chance + FOLLOW * (1.0 if kind == "nothing" else 0.5),
-        seeing=chance + FOLLOW * known,
+        bits_U=np.array([bit for _, _, bit in users]),
     )
 
 
-# Each draws one user: clusters, the gap before each interaction in seconds, and how sure of the
-# answer one can be who sees the times.
-User = tuple[IntArray, FloatArray, float]
+# Each draws one user: clusters, the gap before each interaction in seconds, and the bit of the last
+# interaction that is likelier given the times.
+User = tuple[IntArray, FloatArray, int]
 
 
 def _draw_steps(rng: np.random.Generator, kind: Kind, unit: Unit) -> User:
@@ -121,7 +128,7 @@ def _draw_steps(rng: np.random.Generator, kind: Kind, unit: Unit) -> User:
     clusters = [int(rng.integers(NUM_CLUSTERS))]
     for bit in read[1:]:
         clusters.append(_answer(rng, clusters[-1], int(bit)))
-    return np.array(clusters), gaps, 1.0
+    return np.array(clusters), gaps, int(read[-1])
 
 
 def _draw_marked(rng: np.random.Generator, kind: Kind, unit: Unit) -> User:
@@ -131,7 +138,8 @@ def _draw_marked(rng: np.random.Generator, kind: Kind, unit: Unit) -> User:
     fillers = rng.integers(NUM_CLUSTERS, size=before + after)
     clusters = [*fillers[:before], marked, *fillers[before:]]
     bits = rng.integers(2, size=len(clusters) + 2)
-    return _ask(rng, clusters, int(bits[before])), _gaps(rng, bits, unit), 1.0
+    bit = int(bits[before])
+    return _ask(rng, clusters, bit), _gaps(rng, bits, unit), bit
 
 
 def _draw_rhythm(rng: np.random.Generator, kind: Kind, unit: Unit) -> User:
@@ -143,7 +151,7 @@ def _draw_rhythm(rng: np.random.Generator, kind: Kind, unit: Unit) -> User:
     clusters = rng.integers(NUM_CLUSTERS, size=RHYTHM_LENGTH - 1).tolist()
     middle = {"days": 30.0 * DAY, "seconds": 3_600.0}[unit]
     gaps = np.concatenate([[0.0], middle * np.exp(0.7 * signal), [middle]])
-    return _ask(rng, clusters, bit), gaps.clip(max=LONGEST), _certainty(signal, places)
+    return _ask(rng, clusters, bit), gaps.clip(max=LONGEST), _likelier(signal, places)
 
 
 def _ask(rng: np.random.Generator, clusters: list[int], bit: int) -> IntArray:
@@ -169,8 +177,8 @@ def _wave(bit: int, phase: int, places: IntArray) -> FloatArray:
     return RHYTHM * np.sqrt(2) * np.cos(2 * np.pi * (places + phase) / PERIODS[bit])
 
 
-def _certainty(signal: FloatArray, places: IntArray) -> float:
-    """Return the probability of the likelier period: Bayes' rule, phases equally likely."""
+def _likelier(signal: FloatArray, places: IntArray) -> int:
+    """Return which period is likelier: Bayes' rule, periods and phases equally likely."""
     likelihoods = [
         np.mean(
             [
@@ -180,7 +188,7 @@ def _certainty(signal: FloatArray, places: IntArray) -> float:
         )
         for bit in (0, 1)
     ]
-    return float(max(likelihoods) / sum(likelihoods))
+    return int(np.argmax(likelihoods))
 
 
 def _times(

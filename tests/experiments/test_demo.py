@@ -3,7 +3,7 @@ import json
 import pytest
 from PIL import Image
 
-from experiments.curves import draw_curves, read_curve
+from experiments.figures import draw_curves, read_curve
 from experiments.demo import PRETRAINED, SCRATCH, run_demo
 
 

@@ -7,6 +7,7 @@ from experiments.planning import (
     TO_DO,
     PlannedRun,
     count_samples,
+    format_hours,
     format_plan,
     measure_rate,
     plan_runs,
@@ -89,17 +90,26 @@ def test_a_rate_is_that_of_real_training_steps(workspace, specs, monkeypatch):
     assert measure_rate(config, data_of(specs[2], config)) == sum(counted) / 3.0
 
 
-def test_a_plan_as_text(workspace):
+def test_a_plan_as_text():
     runs = [
         PlannedRun("A: x, seed 0", CACHED, 1000, 0.0),
         PlannedRun("A: longer name, seed 0", TO_DO, 2_000_000, 1.5),
         PlannedRun("B: x, seed 0", "B is not a prepared domain", 0, None),
     ]
     lines = format_plan(runs, ["B is left out"]).splitlines()
-    assert lines[1].split() == ["A:", "x,", "seed", "0", "1,000", "0.00", "done"]
-    assert lines[2].split()[-4:] == ["2,000,000", "1.50", "to", "do"]
+    assert lines[1].split() == ["A:", "x,", "seed", "0", "1,000", "0", "s", "done"]
+    assert lines[2].split()[-5:] == ["2,000,000", "1.5", "h", "to", "do"]
     assert lines[3].endswith("-  B is not a prepared domain")
     assert lines[4].startswith(
-        "3 runs: 1 done, 1 to do, 1 cannot begin. To do: 2,000,000 samples, 1.50 hours"
+        "3 runs: 1 done, 1 to do, 1 cannot begin. To do: 2,000,000 samples, 1.5 h on one"
     )
     assert lines[5] == "B is left out"
+
+
+def test_a_time_is_written_in_a_unit_that_suits_it():
+    assert [format_hours(hours) for hours in (0, 0.01, 0.5, 30)] == [
+        "0 s",
+        "36 s",
+        "30 min",
+        "30.0 h",
+    ]

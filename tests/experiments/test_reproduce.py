@@ -19,16 +19,19 @@ def test_without_prepared_data_the_report_says_what_makes_it(tmp_path):
         seeds=2,
         folder=tmp_path,
         domains=["Scientific", "Office"],
+        settings=["trainer.max_epochs=3"],
         echo=lines.append,
     )
     command = f"mmm4rec prepare --domain Scientific --data-dir {tmp_path / 'data'}"
     assert any(command in line for line in lines)
     for table in ("table6", "main"):
         text = (tmp_path / "reports" / "amazon" / table / "report.md").read_text()
+        text = text.replace("\\", "")  # Markdown's escapes
         assert command in text
         assert f"mmm4rec prepare --domain Kindle --data-dir {tmp_path / 'data'}" in text
         repeat = f"mmm4rec reproduce {table} --world amazon --seeds 2"
-        assert f"{repeat} --domain Scientific --domain Office" in text
+        options = "--domain Scientific --domain Office --set trainer.max_epochs=3"
+        assert f"{repeat} {options}" in text
     assert {path.name for path in tmp_path.iterdir()} == {"reports"}
 
 
@@ -51,6 +54,7 @@ def test_a_plan_writes_nothing(tmp_path):
         ({"seeds": 0}, "--seeds 0: allowed are 1 and more. Next: --seeds 1"),
         ({"jobs": 0}, "--jobs 0: allowed are 1 and more. Next: --jobs 1"),
         ({"world": "big"}, "no world 'big'"),
+        ({"settings": ["model.width=3"], "world": "amazon"}, "unknown key 'model.width'"),
     ],
 )
 def test_what_is_not_allowed(options, message, tmp_path):

@@ -153,7 +153,7 @@ def test_a_model_that_no_setting_of_theirs_describes():
     with pytest.raises(
         CheckpointError,
         match=r"data\.target_time is 'hidden' \(there: 'leaked'\); model\.time_gaps is "
-        r"'log_seconds' \(there: 'seconds'\); .*missing_modality is 'learned' .*Next: "
+        r"'log_units' \(there: 'seconds'\); .*missing_modality is 'learned' .*Next: "
         r"train one with --set fidelity=official",
     ):
         official_settings(Config())

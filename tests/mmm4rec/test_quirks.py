@@ -23,12 +23,8 @@ from mmm4rec.settings import load_config
 from pipeline.sequences import FlatSequences
 
 TESTS = {
-    "model.skip": [
-        "tests/mmm4rec/ops/test_ssd.py::test_one_step_by_hand",
-        "tests/mmm4rec/test_model.py::test_skip_field_changes_the_result",
-    ],
     "model.time_gaps": [
-        "tests/mmm4rec/layers/test_time.py::test_log_gaps_on_their_fixed_scales",
+        "tests/mmm4rec/layers/test_time.py::test_log_gaps_from_a_tie_to_ten_years",
         "tests/mmm4rec/layers/test_time.py::test_seconds_let_padding_take_part",
     ],
     "model.time_norm": [
@@ -98,14 +94,16 @@ def test_every_quirk_is_tested_by_a_test_that_exists():
 def test_time_dropout(rate):
     """Gaps are dropped before the norm: what is kept is scaled, and each modality draws its own."""
     torch.manual_seed(0)
-    config = ModelConfig(max_len=500, time_dropout=rate, time_norm="all_positions")
+    config = ModelConfig(
+        max_len=500, time_dropout=rate, time_norm="all_positions", time_gaps="log_seconds"
+    )
     encoder = TimeEncoder(config, num_modalities=2).train()
     seen = []
     encoder.norm.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
     stamps = torch.arange(500)[None] * DAY
     encoder(stamps, torch.tensor([500]))
-    gaps_SL = seen[0][:, 0, 1:]
-    day = (torch.tensor(1.0 + DAY).log() - 10) / 5
+    gaps_SL = seen[0][:, 0, 0, 1:]
+    day = 4 * torch.tensor(1.0 + DAY).log() / torch.tensor(1.0 + 3_650 * DAY).log() - 2
     if rate == 0:
         assert gaps_SL.shape == (1, 499)  # one signal for both
         torch.testing.assert_close(gaps_SL, day.expand_as(gaps_SL))
@@ -174,6 +172,23 @@ def test_only_leaked_time_tells_of_the_target(fidelity, max_len):
     after_BD = users(changed_item=9, changed_time=400 * DAY)
     leaks = fidelity == "official" and max_len > 3
     assert torch.equal(after_BD[0], before_BD[0]) != leaks
+    assert torch.equal(after_BD[1], before_BD[1])
+
+
+def test_the_moment_of_recommending_is_read_only_where_it_is_given():
+    """`data.query_time: now`: the target's time is an input, its item still is not."""
+    config = load_config(None, [SIZES, "data.query_time=now"])
+    model = model_of(config)
+
+    def users(query_time, **changes):
+        sequences, target_at = walk(**changes)
+        return model(sequences.gather(target_at, 6, query_time=query_time))
+
+    before_BD = users("now")
+    assert not torch.equal(before_BD, users("none"))
+    assert torch.equal(users("now", changed_item=9), before_BD)
+    after_BD = users("now", changed_time=400 * DAY)
+    assert not torch.equal(after_BD[0], before_BD[0])
     assert torch.equal(after_BD[1], before_BD[1])
 
 

@@ -43,6 +43,19 @@ def test_an_empty_history_is_an_error():
         recommend(_Fixed(SCORES_I), [], [], max_len=5)
 
 
+def test_the_moment_of_recommending_reaches_the_model():
+    class Asked(_Fixed):
+        def forward(self, batch):
+            self.query_time_B = batch.query_time_B
+            return super().forward(batch)
+
+    model = Asked(SCORES_I)
+    recommend(model, [1], [0], max_len=5)
+    assert model.query_time_B is None
+    recommend(model, [1], [0], max_len=5, query_time=1_600_000_000)
+    assert model.query_time_B.tolist() == [1_600_000_000]
+
+
 def test_recommendations_agree_with_the_ranks_of_the_evaluation(
     tiny_config, tiny_data, tiny_catalogue
 ):

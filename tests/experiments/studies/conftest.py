@@ -25,17 +25,13 @@ def make_workspace(data_dir, tmp_path_factory):
     return make
 
 
-SETTINGS = tuple(
-    f"model.{key}={value}"
-    for key, value in {
-        "d_model": 16,
-        "d_feed_forward": 16,
-        "d_state": 4,
-        "head_dim": 8,
-        "num_groups": 2,
-        "max_len": 6,
-    }.items()
-) + (
+SETTINGS = (
+    "model.d_model=16",
+    "model.d_feed_forward=16",
+    "model.d_state=4",
+    "model.head_dim=8",
+    "model.num_groups=2",
+    "model.max_len=6",
     "optimizer.lr=0.01",
     "data.batch_size=64",
     "trainer.max_epochs=2",

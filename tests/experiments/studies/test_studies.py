@@ -51,3 +51,27 @@ def test_a_study_is_one_table_and_one_picture_and_is_not_done_twice(
 
 def _results(workspace):
     return {path: path.stat().st_mtime_ns for path in workspace.runs_dir.rglob(RESULTS)}
+
+
+@pytest.mark.slow
+def test_cold_items_are_a_group_of_their_own(workspace, run_study, smaller):
+    before, cold = (s.tables[0] for s in run_study(STUDIES["cold-items"], workspace))
+    columns = [*before.columns[2:], *before.columns[:2]]
+    assert columns == [
+        "SASRec, ids",
+        "from scratch",
+        "pre-trained",
+        "pre-trained, without item bias",
+        "pre-trained, not fine-tuned",
+        "popularity",
+        "content nearest neighbour",
+    ]
+    for table in (before, cold):
+        users = {}
+        for row in table.rows:
+            title, _, group = row.name.partition(": ")
+            users.setdefault(title, []).append(int(group.split("(")[1].removesuffix(" users)")))
+        assert len(users) == 4
+        assert len({sum(counts) for counts in users.values()}) == 1
+    [row] = [row for row in cold.rows if "training data: 0 (" in row.name]
+    assert row.cells[0].estimate.value == 0  # popularity ranks what nobody bought last

@@ -10,6 +10,7 @@ from mmm4rec.layers.time import (
     TimeScale,
     TimeSignal,
     gaps_to_next,
+    head_units,
     log_gaps,
     second_gaps,
 )
@@ -34,15 +35,19 @@ def randomised(module):
     return module.double().eval()
 
 
-def test_log_gaps_on_their_fixed_scales():
+def test_log_gaps_from_a_tie_to_ten_years():
     seconds = torch.tensor([[0, 1, DAY, 3650 * DAY]])
-    days = log_gaps(seconds, DAY, torch.float64)
-    expected = torch.tensor([[1, 1 + 1 / DAY, 2, 3651]], dtype=torch.float64).log()
-    torch.testing.assert_close(days, (expected - 3) / 3)
-    fine = log_gaps(seconds, 1, torch.float64)
-    expected = torch.tensor([[1, 2, 1 + DAY, 1 + 3650 * DAY]], dtype=torch.float64).log()
-    torch.testing.assert_close(fine, (expected - 10) / 5)
-    assert fine.abs().max() < 2.1
+    units_H = torch.tensor([1, DAY], dtype=torch.float64)
+    fine, coarse = log_gaps(seconds, units_H)[0]
+    expected = torch.tensor([1, 2, 1 + DAY, 1 + 3650 * DAY], dtype=torch.float64).log()
+    torch.testing.assert_close(fine, 4 * expected / expected[-1] - 2)
+    expected = torch.tensor([1, 1 + 1 / DAY, 2, 3651], dtype=torch.float64).log()
+    torch.testing.assert_close(coarse, 4 * expected / expected[-1] - 2)
+
+
+@pytest.mark.parametrize(("kind", "unit"), [("log_days", DAY), ("log_seconds", 1)])
+def test_one_unit_for_all_heads(kind, unit):
+    assert head_units(kind, 3).tolist() == [unit] * 3
 
 
 def test_gaps_to_the_next_item_and_from_the_last_to_the_query():
@@ -71,16 +76,16 @@ def test_differences_are_taken_as_integers():
 
 
 def test_unordered_history_has_no_negative_gap():
-    gaps = log_gaps(second_gaps(torch.tensor([[9 * DAY, 0]])), 1, torch.float32)
-    assert gaps.tolist() == [[-2, -2]]
+    gaps = log_gaps(second_gaps(torch.tensor([[9 * DAY, 0]])), torch.ones(1))
+    assert gaps.tolist() == [[[-2, -2]]]
 
 
 def test_encoder_gives_gaps_as_they_are():
     encoder = TimeEncoder(ModelConfig(**SMALL), num_modalities=2).double()
     signal = encoder(STAMPS, LENGTHS)
     assert signal.values_SBHL.shape == (1, 2, 4, 6)
-    expected = log_gaps(second_gaps(STAMPS), 1, torch.float64) * MASK
-    torch.testing.assert_close(signal.values_SBHL[0, :, 2], expected)
+    expected = log_gaps(second_gaps(STAMPS), head_units("log_units", 4).double()) * MASK[:, None]
+    torch.testing.assert_close(signal.values_SBHL[0], expected)
     assert torch.equal(signal.mask_BHL, MASK[:, None])
 
 
@@ -91,7 +96,7 @@ def test_normalising_encoder_ignores_padding():
     assert signal.values_SBHL.shape == (1, 2, 4, 6)
     assert torch.equal(signal.of_modality(0), signal.of_modality(1))
     assert torch.equal(signal.mask_BHL, MASK[:, None])
-    gaps = log_gaps(second_gaps(STAMPS), DAY, torch.float64)[0, :3]
+    gaps = log_gaps(second_gaps(STAMPS), torch.tensor([float(DAY)]).double())[0, 0, :3]
     weight, bias = encoder.norm.weight[:3], encoder.norm.bias[:3]
     # An affine change of scale only weighs against the epsilon of the norm.
     expected = F.layer_norm(gaps, (3,), weight, bias, 1e-5)
