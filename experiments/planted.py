@@ -69,6 +69,10 @@ class PlantedData(SequenceDataModule):
         """The last interactions of the validation users."""
         return self._eval_loader(self.sequences.offsets_U[-VALIDATION_USERS:] - 1)
 
+    def test_dataloader(self) -> BatchLoader:
+        """The same: there is nothing else to choose by."""
+        return self.val_dataloader()
+
 
 def flat_sequences(world: TemporalWorld) -> FlatSequences:
     """Return the world's interactions as tensors."""

@@ -1,73 +1,90 @@
 """What makes the time path work: planted worlds, a ladder of switches, the filter's share.
 
-python -m experiments.time_path [--out FOLDER] [--seeds N] [--study worlds|ladder|filter]
+python -m experiments.time_path worlds ladder filter rule --seeds 5
 """
 
 from __future__ import annotations
 
+import argparse
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from experiments.figures import Curve, read_curve
+import numpy as np
+import polars as pl
+
+from experiments.figures import Curve, draw_curves, read_curve
 from experiments.planted import VALIDATION_USERS, PlantedData
 from experiments.presets import find_preset
+from experiments.report import Cell, Figure, Row, Section, Table, write_report
+from experiments.statistics import Estimate, compare, user_metrics
+from experiments.time_rule import TimeGain, draw_rule, fit_time_rule
 from mmm4rec.config import OFFICIAL, Config
-from mmm4rec.runner import fit
+from mmm4rec.run_folder import Echo, environment
+from mmm4rec.runner import Run, fit
 from mmm4rec.settings import build_config, merge_settings, read_preset
-from pipeline.synthetic.temporal import Kind, Unit
+from pipeline.describe import describe_interactions
+from pipeline.synthetic.temporal import KINDS, Kind, TemporalWorld, Unit
+from pipeline.tables import INTERACTION_SCHEMA
 
 STEPS_PER_EPOCH = 100
 METRIC = "val/recall@10"
-OFFICIAL_TIME = {
-    name: value for name, value in OFFICIAL["model"].items() if name.startswith("time_")
-}
+RULE_EPOCHS = 5  # of the models whose gain from time is set against what `describe` says
+
+Changes = dict[str, Any]
 
 
-def _model(**fields: Any) -> dict[str, Any]:
+def _model(**fields: Any) -> Changes:
     return {"model": fields}
 
 
-OFFICIAL_WAY: dict[str, Any] = {"fidelity": "official"}
-# From the official model to the corrected one, a switch at a time.
+_OFFICIAL: Changes = {"fidelity": "official"}
+# From the official model towards the corrected one, a switch at a time.
+_UNDECAYED: Changes = {
+    **_OFFICIAL,
+    "optimizer": {"decayed_parameters": "weights"},
+    "data": {"target_time": "hidden"},
+}
 _CLEAN = {"time_gaps": "log_units", "time_norm": "real_positions", "time_dropout": 0}
-_UNDECAYED = {"optimizer": {"decayed_parameters": "weights"}, "data": {"target_time": "hidden"}}
 _ALIVE = {**_CLEAN, "time_scale": "one_plus"}
 _ABSOLUTE = {**_ALIVE, "time_norm": "none"}
-LADDER: dict[str, dict[str, Any]] = {
-    "official": OFFICIAL_WAY,
-    "+ target's time hidden, no decay on the time path": {**OFFICIAL_WAY, **_UNDECAYED},
-    "+ log gaps, padding masked, no dropout on gaps": {
-        **OFFICIAL_WAY,
-        **_UNDECAYED,
-        **_model(**_CLEAN),
-    },
-    "+ scale that starts at 1": {**OFFICIAL_WAY, **_UNDECAYED, **_model(**_ALIVE)},
-    "+ no norm over a sequence's gaps": {**OFFICIAL_WAY, **_UNDECAYED, **_model(**_ABSOLUTE)},
-    "+ residual convolutions": {
-        **OFFICIAL_WAY,
-        **_UNDECAYED,
-        **_model(**_ABSOLUTE, time_convolution="residual"),
-    },
+_RESIDUAL = {**_ABSOLUTE, "time_convolution": "residual"}
+LADDER: dict[str, Changes] = {
+    "official": _OFFICIAL,
+    "+ target's time hidden, no decay on the time path": _UNDECAYED,
+    "+ log gaps, padding masked, no dropout on gaps": {**_UNDECAYED, **_model(**_CLEAN)},
+    "+ scale that starts at 1": {**_UNDECAYED, **_model(**_ALIVE)},
+    "+ no norm over a sequence's gaps": {**_UNDECAYED, **_model(**_ABSOLUTE)},
+    "+ residual convolutions": {**_UNDECAYED, **_model(**_RESIDUAL)},
     "corrected": {},
     "corrected, plain convolutions": _model(time_convolution="plain"),
     "corrected, norm over real positions": _model(time_norm="real_positions"),
     "corrected, Tanhshrink": _model(time_scale="tanhshrink"),
     "corrected, log of seconds": _model(time_gaps="log_seconds"),
+    "corrected, raw seconds": _model(time_gaps="seconds", time_norm="real_positions"),
     "corrected, decay on all": {"optimizer": {"decayed_parameters": "all"}},
-    "corrected, dropout on gaps": _model(time_dropout=0.4),
+    "corrected, dropout on gaps": _model(time_dropout=OFFICIAL["model"]["time_dropout"]),
     "corrected, skip D*x": _model(skip="unscaled"),
 }
-FILTERS: dict[str, dict[str, Any]] = {
+FILTERS: dict[str, Changes] = {
     "full": {},
     "none": _model(time_filter="none"),
     "gate": _model(time_filter="gate"),
     "text only": _model(time_filter="source_only"),
     "image only": _model(time_filter="query_only"),
 }
-WAYS: dict[str, dict[str, Any]] = {
+WORLDS: list[tuple[Kind, Unit]] = [
+    ("gap", "days"),
+    ("gap", "seconds"),
+    ("query", "days"),
+    ("marked", "days"),
+    ("rhythm", "days"),
+    ("nothing", "days"),
+]
+WAYS: dict[str, Changes] = {
     "corrected": {},
-    "official": OFFICIAL_WAY,
+    "official": _OFFICIAL,
     "without time": _model(use_time=False),
 }
 
@@ -86,25 +103,158 @@ class Outcome:
     way: float
 
 
-def settings(changes: dict[str, Any], kind: Kind, seed: int) -> Config:
+def settings(changes: Changes, kind: Kind, seed: int) -> Config:
     """Return the configuration of a planted run."""
     values = merge_settings(read_preset(find_preset("planted")), changes)
-    extra: dict[str, Any] = {"trainer": {"seed": seed}}
+    extra: Changes = {"trainer": {"seed": seed}}
     if kind == "query" and changes.get("fidelity") != "official":
         extra["data"] = {"query_time": "now"}
     return build_config(merge_settings(values, extra), "the planted preset")
 
 
-def measure(changes: dict[str, Any], kind: Kind, unit: Unit, seed: int, folder: Path) -> Outcome:
-    """Train one model on one world, or read what was measured before."""
-    config = settings(changes, kind, seed)
+def train(config: Config, kind: Kind, unit: Unit, folder: Path, stage: str) -> Run:
+    """Train one model on one world, or find the run that did."""
     data = PlantedData(config, kind, unit, batches=STEPS_PER_EPOCH)
-    run = fit(
-        config, data, stage="pretrain", runs_dir=folder / "runs", reuse=True, echo=lambda line: None
+    return fit(
+        config, data, stage=stage, runs_dir=folder / "runs", reuse=True, echo=lambda line: None
     )
-    curve = read_curve(run.folder, METRIC)
-    blind, seeing = data.world.ceilings(VALIDATION_USERS)
+
+
+def measure(changes: Changes, kind: Kind, unit: Unit, seed: int, folder: Path) -> Outcome:
+    """Return how far one model comes on one world."""
+    config = settings(changes, kind, seed)
+    curve = read_curve(train(config, kind, unit, folder, "pretrain").folder, METRIC)
+    world = PlantedData(config, kind, unit, batches=STEPS_PER_EPOCH).world
+    blind, seeing = world.ceilings(VALIDATION_USERS)
     reached = curve[-1][1]
     if kind == "nothing":
         return Outcome(curve, reached / seeing)
     return Outcome(curve, (reached - blind) / (seeing - blind))
+
+
+@dataclass(frozen=True)
+class Studies:
+    """The studies, each a section of the report.
+
+    Attributes:
+        folder: holds runs and report.
+        seeds: how many, from 0.
+        echo: told what happens.
+    """
+
+    folder: Path
+    seeds: int
+    echo: Echo
+
+    def worlds(self) -> Section:
+        """Return the corrected model, the official one and one without time on every world."""
+        rows, panels = [], {}
+        for kind, unit in WORLDS:
+            name = f"{kind}, {unit}"
+            found = {way: self._outcomes(WAYS[way], kind, unit, f"{name}: {way}") for way in WAYS}
+            rows.append(Row(name, [_way_cell(outcomes) for outcomes in found.values()]))
+            panels[name] = {way: [o.curve for o in outcomes] for way, outcomes in found.items()}
+        table = Table(
+            "Share of the way from the blind to the seeing ceiling after 1,000 steps",
+            list(WAYS),
+            rows,
+            ["In `nothing` the two ceilings are one: the share of it. In brackets least and most."],
+        )
+        return self._section("Planted worlds", table, panels, "worlds.png")
+
+    def ladder(self) -> Section:
+        """Return what each switch moves."""
+        return self._compared("The ladder", LADDER, ("gap", "marked"), "ladder.png")
+
+    def filter(self) -> Section:
+        """Return what the filter adds where a rhythm decides."""
+        return self._compared("The filter", FILTERS, ("rhythm",), "filter.png")
+
+    def rule(self) -> Section:
+        """Return which statistic of the times tells what time is worth to a model."""
+        rows = [self._gain(kind, unit) for kind in KINDS for unit in ("days", "seconds")]
+        rule = fit_time_rule(rows)
+        picture = self.folder / "rule.png"
+        draw_rule(rule, picture)
+        figure = Figure("Gain from time", picture, "One point per planted world.")
+        return Section("When does time help?", rule.paragraph(), [], [figure])
+
+    def _compared(
+        self, title: str, ways: dict[str, Changes], kinds: tuple[Kind, ...], picture: str
+    ) -> Section:
+        rows: list[Row] = []
+        panels: dict[str, dict[str, list[Curve]]] = {kind: {} for kind in kinds}
+        for name, changes in ways.items():
+            cells = []
+            for kind in kinds:
+                outcomes = self._outcomes(changes, kind, "days", f"{kind}: {name}")
+                cells.append(_way_cell(outcomes))
+                panels[kind][name] = [outcome.curve for outcome in outcomes]
+            rows.append(Row(name, cells))
+        note = "Share of the way from the blind to the seeing ceiling; in brackets least and most."
+        return self._section(title, Table(title, list(kinds), rows, [note]), panels, picture)
+
+    def _section(
+        self, title: str, table: Table, panels: dict[str, dict[str, list[Curve]]], picture: str
+    ) -> Section:
+        draw_curves(panels, METRIC, self.folder / picture)
+        note = f"An epoch is {STEPS_PER_EPOCH} steps."
+        return Section(title, "", [table], [Figure(title, self.folder / picture, note)])
+
+    def _outcomes(self, changes: Changes, kind: Kind, unit: Unit, name: str) -> list[Outcome]:
+        outcomes = [measure(changes, kind, unit, seed, self.folder) for seed in range(self.seeds)]
+        self.echo(f"{name}: {_way_cell(outcomes).text}")
+        return outcomes
+
+    def _gain(self, kind: Kind, unit: Unit) -> TimeGain:
+        short: Changes = {"trainer": {"max_epochs": RULE_EPOCHS}}
+        values = []
+        for way in ("without time", "corrected"):
+            config = settings(merge_settings(WAYS[way], short), kind, 0)
+            run = train(config, kind, unit, self.folder, "finetune")
+            values.append([user_metrics(run.folder, (10,))["ndcg@10"]])
+        found = compare(*values)
+        world = PlantedData(config, kind, unit, batches=STEPS_PER_EPOCH).world
+        statistics = describe_interactions(
+            f"{kind}, {unit}", interactions(world), has_time=True, max_len=config.model.max_len
+        )
+        gain = Estimate(found.difference, found.low, found.high, seeds=1)
+        self.echo(f"{kind}, {unit}: gain {gain.value:.4f}")
+        return TimeGain(statistics.domain, statistics, gain)
+
+
+def interactions(world: TemporalWorld) -> pl.DataFrame:
+    """Return the world as the table of a prepared domain."""
+    users_N = np.repeat(np.arange(len(world.bits_U)), np.diff(world.offsets_U))
+    columns = {"user_id": users_N, "item_id": world.items_N, "timestamp": world.seconds_N}
+    return pl.DataFrame(columns, schema=INTERACTION_SCHEMA)
+
+
+def _way_cell(outcomes: list[Outcome]) -> Cell:
+    ways = [outcome.way for outcome in outcomes]
+    mean = sum(ways) / len(ways)
+    return Cell(f"{mean:.3f} [{min(ways):.3f}, {max(ways):.3f}]")
+
+
+def main(given: list[str] | None = None) -> None:
+    """Run the studies that are named and write report.md and report.html."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    names = ("worlds", "ladder", "filter", "rule")
+    parser.add_argument("studies", nargs="+", choices=names)
+    parser.add_argument("--seeds", type=int, default=5, help="runs of every model")
+    parser.add_argument("--out", type=Path, default=Path("reports/time-path"))
+    options = parser.parse_args(given)
+    options.out.mkdir(parents=True, exist_ok=True)
+    studies = Studies(options.out, options.seeds, partial(print, flush=True))
+    write_report(
+        options.out,
+        "The time path",
+        [getattr(studies, name)() for name in options.studies],
+        command=f"python -m experiments.time_path {' '.join(options.studies)} "
+        f"--seeds {options.seeds}",
+        environment=environment(),
+    )
+
+
+if __name__ == "__main__":
+    main()

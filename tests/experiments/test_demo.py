@@ -3,8 +3,8 @@ import json
 import pytest
 from PIL import Image
 
-from experiments.figures import draw_curves, read_curve
 from experiments.demo import PRETRAINED, SCRATCH, run_demo
+from experiments.figures import draw_curves, read_curve
 
 
 def test_a_curve_is_read_from_a_run_folder_and_drawn(tmp_path):

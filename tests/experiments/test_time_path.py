@@ -1,0 +1,57 @@
+import numpy as np
+import pytest
+
+from experiments import time_path
+from experiments.planted import VALIDATION_USERS, PlantedData
+from experiments.time_path import FILTERS, LADDER, WAYS, interactions, measure, settings
+from mmm4rec.config import Config
+
+
+def test_the_ladder_leads_from_the_official_to_the_corrected_time_path():
+    first, *_ = LADDER
+    assert settings(LADDER[first], "gap", 0).fidelity == "official"
+    corrected = settings(LADDER["corrected"], "gap", 0)
+    assert corrected == settings(WAYS["corrected"], "gap", 0) == settings(FILTERS["full"], "gap", 0)
+    time_fields = [name for name in type(corrected.model).model_fields if "time" in name]
+    last = settings(LADDER["+ residual convolutions"], "gap", 0)
+    assert all(getattr(last.model, f) == getattr(corrected.model, f) for f in time_fields)
+    for name, changes in LADDER.items():
+        if name.startswith("corrected, "):
+            assert settings(changes, "gap", 0) != corrected
+
+
+def test_the_optimizer_is_that_of_fine_tuning():
+    config = settings({}, "gap", 0)
+    assert (config.model.d_model, config.optimizer.lr, config.optimizer.weight_decay) == (
+        64,
+        3e-4,
+        Config().optimizer.weight_decay,
+    )
+
+
+def test_a_world_is_described_by_its_own_interactions():
+    world = PlantedData(settings({}, "gap", 0), "gap", "days", batches=1).world
+    table = interactions(world)
+    assert table["user_id"].value_counts().height == len(world.bits_U)
+    assert table["timestamp"].to_list() == world.seconds_N.tolist()
+    assert np.bincount(table["user_id"]).tolist() == np.diff(world.offsets_U).tolist()
+
+
+def test_the_way_is_measured_between_the_ceilings(tmp_path, monkeypatch):
+    monkeypatch.setattr(time_path, "STEPS_PER_EPOCH", 3)
+    config = {"trainer": {"max_epochs": 1}}
+    found = measure(config, "gap", "days", 0, tmp_path)
+    data = PlantedData(settings(config, "gap", 0), "gap", "days", batches=3)
+    blind, seeing = data.world.ceilings(VALIDATION_USERS)
+    assert [epoch for epoch, _ in found.curve] == [1]
+    assert found.way == pytest.approx((found.curve[-1][1] - blind) / (seeing - blind))
+    assert found.way < 0.1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["gap", "query", "marked"])
+def test_time_is_used_where_the_official_model_stays_blind(kind, tmp_path):
+    """1,000 steps bring the corrected model to the seeing ceiling, the official one nowhere."""
+    assert measure(WAYS["corrected"], kind, "days", 0, tmp_path).way > 0.95
+    brief = {**WAYS["official"], "trainer": {"max_epochs": 4}}
+    assert abs(measure(brief, kind, "days", 0, tmp_path).way) < 0.1
