@@ -9,10 +9,15 @@ RAY := .venv/.ray
 PIP := $(BIN)/python -m pip install --quiet -c .ci/constraints.txt
 PYTEST := $(BIN)/python -m pytest
 
-.PHONY: help install demo test test-slow test-kernels lint types imports check format wheel clean
+# What `reproduce` is given: the world (amazon or mini), seeds, and anything else.
+WORLD ?= amazon
+SEEDS ?= 1
+ARGS ?=
+
+.PHONY: help install demo reproduce reproduce-table5 reproduce-table6 reproduce-main reproduce-studies test test-slow test-kernels lint types imports check format wheel clean
 
 help:  ## list the targets
-	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 16
+	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):.*## /\1\t/' | expand -t 20
 
 install: $(INSTALLED)  ## set up .venv with the exact versions of .ci/constraints.txt
 
@@ -39,6 +44,21 @@ $(RAY): $(INSTALLED)
 
 demo: $(INSTALLED)  ## a miniature Amazon, from raw files to a fine-tuned recommender (minutes)
 	$(BIN)/mmm4rec demo
+
+reproduce: $(INSTALLED)  ## all tables and studies; WORLD=mini for the miniature, SEEDS=5, ARGS=--plan
+	$(BIN)/mmm4rec reproduce table5 table6 main studies --world $(WORLD) --seeds $(SEEDS) $(ARGS)
+
+reproduce-table5: $(INSTALLED)  ## transfer efficiency: pre-trained against from scratch
+	$(BIN)/mmm4rec reproduce table5 --world $(WORLD) --seeds $(SEEDS) $(ARGS)
+
+reproduce-table6: $(INSTALLED)  ## ablations
+	$(BIN)/mmm4rec reproduce table6 --world $(WORLD) --seeds $(SEEDS) $(ARGS)
+
+reproduce-main: $(INSTALLED)  ## the main table, with all models that it is compared with
+	$(BIN)/mmm4rec reproduce main --world $(WORLD) --seeds $(SEEDS) $(ARGS)
+
+reproduce-studies: $(INSTALLED)  ## what the paper leaves open
+	$(BIN)/mmm4rec reproduce studies --world $(WORLD) --seeds $(SEEDS) $(ARGS)
 
 test: $(INSTALLED) $(MINILM)  ## the fast tests
 	$(PYTEST)

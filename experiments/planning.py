@@ -20,10 +20,11 @@ from mmm4rec.checkpoint import Checkpoint, read_checkpoint
 from mmm4rec.config import Config
 from mmm4rec.errors import Mmm4RecError
 from mmm4rec.lit_module import LitRecommender
+from mmm4rec.run_folder import Echo
 from mmm4rec.runner import Run
 from pipeline.datamodule import SequenceDataModule
 
-WARM_UP, MEASURED = 2, 6  # batches: not counted, counted
+WARM_UP, MEASURED = 1, 3  # batches: not counted, counted
 TO_DO, CACHED = "to do", "done"
 
 
@@ -44,12 +45,19 @@ class PlannedRun:
     hours: float | None
 
 
-def plan_runs(specs: Iterable[Spec], workspace: Workspace) -> list[PlannedRun]:
+def plan_runs(
+    specs: Iterable[Spec], workspace: Workspace, echo: Echo = lambda line: None
+) -> list[PlannedRun]:
     """Say of every distinct run and its sources whether it is done, and how long it would take.
 
     A few training steps are made of each architecture on each domain; nothing is written.
+
+    Args:
+        specs: the runs.
+        workspace: where they would be done.
+        echo: told of each measurement before it begins.
     """
-    planner = _Planner(workspace)
+    planner = _Planner(workspace, echo)
     return [planner.plan(spec) for spec in in_order(specs)]
 
 
@@ -92,6 +100,7 @@ def format_hours(hours: float) -> str:
 @dataclass
 class _Planner:
     workspace: Workspace
+    echo: Echo
     rates: dict[str, float] = field(default_factory=dict)  # samples per second by what decides it
     data: tuple[str, SequenceDataModule] | None = None  # the last one: it may be large
 
@@ -116,6 +125,7 @@ class _Planner:
     def _rate(self, spec: Spec, config: Config) -> float:
         key = repr((spec.domains, spec.stage, config.data, config.model, config.loss))
         if key not in self.rates:
+            self.echo(f"measuring a few steps of {spec.label} ...")
             self.rates[key] = measure_rate(config, self._data(spec, config))
         return self.rates[key]
 

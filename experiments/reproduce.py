@@ -87,7 +87,7 @@ def reproduce(
     for spec in specs:
         settings_of(spec, workspace)  # what is not allowed is said before anything begins
     if plan:
-        echo(format_plan(plan_runs(specs, workspace), workspace.gaps()))
+        echo(format_plan(plan_runs(specs, workspace, echo), workspace.gaps()))
         return
     ensure_data(workspace, echo)
     for report in reports.values():

@@ -22,10 +22,10 @@ from experiments.workspace import Workspace
 from mmm4rec.baselines.content import ContentNeighbour
 from mmm4rec.baselines.popularity import Popularity
 from mmm4rec.checkpoint import Checkpoint, read_checkpoint
-from mmm4rec.config import Config, architecture, config_hash
+from mmm4rec.config import Config, architecture
 from mmm4rec.errors import Mmm4RecError
 from mmm4rec.run_folder import RESULTS, Echo, find_run
-from mmm4rec.runner import Run, evaluate, fit
+from mmm4rec.runner import Run, evaluate, fit, run_digest
 from mmm4rec.settings import load_config, merge_settings, read_preset
 from pipeline.datamodule import SequenceDataModule
 
@@ -215,9 +215,8 @@ def find_finished(
 
 
 def _digest(spec: Spec, config: Config, checkpoint: Checkpoint | None) -> str:
-    lock = json.dumps(data_of(spec, config).lock())
-    what = spec.untrained or (checkpoint.sha256 if checkpoint else "")
-    return config_hash(config, spec.stage, lock, what)
+    start = spec.untrained or (checkpoint.sha256 if checkpoint else "")
+    return run_digest(config, spec.stage, data_of(spec, config).lock(), start)
 
 
 def _split(spec: Spec) -> Literal["pretrain", "finetune"]:

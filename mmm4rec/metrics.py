@@ -13,6 +13,7 @@ from torchmetrics import Metric
 from torchmetrics.utilities import dim_zero_cat
 
 from mmm4rec.batch import PADDING_ID, rows_at_once
+from mmm4rec.errors import DivergenceError
 
 
 class TargetRank(NamedTuple):
@@ -44,7 +45,7 @@ def target_rank(
         padding_candidate: whether column 0 is ranked like an item (the authors' code does).
 
     Raises:
-        ValueError: a score is not finite.
+        DivergenceError: a score is not finite.
 
     >>> target_rank(torch.tensor([[9.0, 1.0, 3.0, 3.0]]), torch.tensor([2])).expected_B
     tensor([1.5000], dtype=torch.float64)
@@ -52,7 +53,7 @@ def target_rank(
     # Extremes carry whatever is not finite, and take a tenth of the time of asking every score.
     finite_B = torch.isfinite(scores_BI.amax(1)) & torch.isfinite(scores_BI.amin(1))
     if bad := int((~finite_B).sum()):
-        raise ValueError(
+        raise DivergenceError(
             f"{bad} of {len(scores_BI)} users have a score that is not finite, so no rank: the "
             "model diverged. Next: lower optimizer.lr, or trainer.precision 32-true"
         )
@@ -78,7 +79,7 @@ def catalogue_rank(
         padding_candidate: whether row 0 is ranked like an item (the authors' code does).
 
     Raises:
-        ValueError: a score is not finite.
+        DivergenceError: a score is not finite.
 
     >>> catalogue_rank(torch.ones(1, 1), torch.tensor([[9.0], [1.0], [3.0]]), torch.tensor([1]))
     TargetRank(better_B=tensor([1]), tied_B=tensor([0]))

@@ -117,7 +117,7 @@ def fit(
     """
     data = _as_run_data(datamodule)
     lock = data.lock()
-    digest = config_hash(config, stage, json.dumps(lock), checkpoint.sha256 if checkpoint else "")
+    digest = run_digest(config, stage, lock, checkpoint.sha256 if checkpoint else "")
     parent = runs_dir / stage / "+".join(data.domains)
     if reuse and (done := find_run(parent, digest, finished=True)):
         return Run(done, json.loads((done / RESULTS).read_text(encoding="utf-8")))
@@ -169,6 +169,18 @@ def evaluate(
         results = {**described, **tested}
         write_json(unfinished / RESULTS, results)
     return Run(folder, results)
+
+
+def run_digest(config: Config, stage: str, lock: dict[str, Any], start: str) -> str:
+    """Return the hash that names a run: settings, stage, data, and what it starts from.
+
+    Args:
+        config: as given, before the data decides whether there is time.
+        stage: of the run.
+        lock: what identifies the data.
+        start: sha256 of the checkpoint; empty: none.
+    """
+    return config_hash(config, stage, json.dumps(lock), start)
 
 
 def load_model(checkpoint: Checkpoint, catalogue: ItemCatalogue) -> Model:

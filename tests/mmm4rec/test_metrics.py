@@ -9,6 +9,7 @@ from ir_measures import R, calc_aggregate, nDCG
 from torchmetrics.functional.retrieval import retrieval_normalized_dcg, retrieval_recall
 
 from mmm4rec import batch as sizes
+from mmm4rec.errors import DivergenceError
 from mmm4rec.metrics import (
     RankingMetrics,
     TargetRank,
@@ -127,7 +128,7 @@ def test_rank_in_pieces_is_the_rank_of_all_scores(monkeypatch, rows, padding_can
 
 
 def test_a_score_that_is_not_finite_is_an_error_in_pieces():
-    with pytest.raises(ValueError, match="1 of 2 users have a score that is not finite"):
+    with pytest.raises(DivergenceError, match="1 of 2 users have a score that is not finite"):
         catalogue_rank(
             torch.tensor([[1.0], [float("inf")]]), torch.ones(3, 1), torch.tensor([1, 1])
         )
@@ -136,7 +137,7 @@ def test_a_score_that_is_not_finite_is_an_error_in_pieces():
 def test_a_score_that_is_not_finite_is_an_error():
     scores_BI = torch.zeros(3, 4)
     scores_BI[1, 2] = float("nan")
-    with pytest.raises(ValueError, match="1 of 3 users have a score that is not finite"):
+    with pytest.raises(DivergenceError, match="1 of 3 users have a score that is not finite"):
         target_rank(scores_BI, torch.tensor([1, 1, 1]))
 
 
