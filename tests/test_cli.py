@@ -22,8 +22,13 @@ VERBS = {
     "pretrain": TRAINING,
     "finetune": f"{TRAINING} --ckpt",
     "evaluate": "--ckpt --domain --data-dir --runs-dir --set --json",
-    "recommend": "--ckpt --domain --user --history --top-k --exclude-history --data-dir --json",
+    "recommend": "--ckpt --domain --user --history --top-k --exclude-history --now --data-dir --json",
     "demo": "--folder --seeds --json",
+    "describe": "--domain --max-len --data-dir --json",
+    "probe-time": "--ckpt --domain --data-dir --runs-dir --seed --set --json",
+    "truncation": "--ckpt --domain --last --data-dir --runs-dir --set --json",
+    "add-features": "--domain --modality --file --encoder --data-dir --json",
+    "reproduce": "--world --seeds --domain --folder --plan --jobs --set",
 }
 METRICS = {f"{name}@{cutoff}" for name in ("recall", "ndcg") for cutoff in (10, 20, 50)}
 
