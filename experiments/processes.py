@@ -15,6 +15,9 @@ import torch
 from mmm4rec.run_folder import Echo
 
 
+GRACE_S = 60  # that a process has to come to an end when it is interrupted
+
+
 class JobProcesses:
     """So many processes of `python -m <module>` at once, each with an environment of its own.
 
@@ -50,7 +53,10 @@ class JobProcesses:
         self._ending = True
         for process in list(self._running):
             process.send_signal(signal.SIGINT)
-            process.wait()
+            try:
+                process.wait(GRACE_S)
+            except subprocess.TimeoutExpired:
+                process.kill()  # a run carries on from its last checkpoint
 
     def run(self, job: str, echo: Echo) -> tuple[int, str]:
         """Wait for a place and run a job there.

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import sys
 import time
 from collections.abc import Iterable
@@ -323,6 +324,8 @@ def main() -> None:
 
     Ends with `FAILED` and the reason on the standard error where a run fails as a user can expect.
     """
+    # In the background a shell has its children ignore interrupts; ours must end a run.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     job = JOB.validate_json(sys.stdin.read())
     try:
         run_spec(job.spec, job.workspace, lambda line: print(line, flush=True))

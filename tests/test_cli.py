@@ -22,7 +22,8 @@ VERBS = {
     "pretrain": TRAINING,
     "finetune": f"{TRAINING} --ckpt",
     "evaluate": "--ckpt --domain --data-dir --runs-dir --set --json",
-    "recommend": "--ckpt --domain --user --history --top-k --exclude-history --now --data-dir --json",
+    "recommend": "--ckpt --domain --user --history --top-k --exclude-history --now --data-dir "
+    "--json",
     "demo": "--folder --seeds --json",
     "describe": "--domain --max-len --data-dir --json",
     "probe-time": "--ckpt --domain --data-dir --runs-dir --seed --set --json",

@@ -30,7 +30,8 @@ def test_each_place_has_its_environment(tmp_path, monkeypatch):
 
 def test_what_ends_the_block_ends_the_processes(tmp_path, monkeypatch):
     (tmp_path / "sleepy.py").write_text(
-        "import time\ntry:\n    print('begun', flush=True)\n    time.sleep(600)\n"
+        "import signal, time\nsignal.signal(signal.SIGINT, signal.default_int_handler)\n"
+        "try:\n    print('begun', flush=True)\n    time.sleep(600)\n"
         "except KeyboardInterrupt:\n    raise SystemExit(7) from None\n"
     )
     monkeypatch.syspath_prepend(tmp_path)
@@ -50,6 +51,22 @@ def test_what_ends_the_block_ends_the_processes(tmp_path, monkeypatch):
         assert jobs[0].result() == (7, "")
         assert pool.submit(processes.run, "", lines.append).result()[0] < 0
     assert lines == ["begun"]
+
+
+def test_a_process_that_does_not_listen_is_ended_too(tmp_path, monkeypatch):
+    monkeypatch.setattr("experiments.processes.GRACE_S", 0.1)
+    (tmp_path / "deaf.py").write_text(
+        "import signal, time\nsignal.signal(signal.SIGINT, signal.SIG_IGN)\n"
+        "print('begun', flush=True)\ntime.sleep(600)\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    lines, processes = [], JobProcesses("deaf", [{}])
+    with ThreadPoolExecutor(1) as pool:
+        with processes:
+            job = pool.submit(processes.run, "", lines.append)
+            while not lines:
+                time.sleep(0.01)
+        assert job.result() == (-9, "")
 
 
 def test_processes_take_turns_with_the_gpus_and_share_the_cores(monkeypatch):
