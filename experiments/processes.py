@@ -14,7 +14,6 @@ import torch
 
 from mmm4rec.run_folder import Echo
 
-
 GRACE_S = 60  # that a process has to come to an end when it is interrupted
 
 
