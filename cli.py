@@ -545,7 +545,14 @@ def _trained_settings(checkpoint: Checkpoint, data_dir: Path | None, given: list
     from mmm4rec.settings import load_config
 
     overrides = _overrides({"data.data_dir": data_dir}, given)
-    return load_config(None, overrides, base=checkpoint.config.as_dict())
+    settings = load_config(None, overrides, base=checkpoint.config.as_dict())
+    trained, asked = checkpoint.config.data.query_time, settings.data.query_time
+    if asked != trained:
+        raise ConfigError(
+            f"data.query_time is {asked}, but {checkpoint.path} was trained with {trained}. "
+            f"Next: leave it out, or train with --set data.query_time={asked}"
+        )
+    return settings
 
 
 def _fit(

@@ -70,6 +70,9 @@ def test_the_moment_of_recommending_is_given_or_refused(invoke, data_dir, traine
     assert invoke("recommend", "--ckpt", trained["now"], *rest).exit_code == 0
     refused = invoke("recommend", "--ckpt", trained["none"], "--now", "2024-01-01", *rest)
     assert_fails(refused, 2, "--now: this model was trained with data.query_time=none")
+    options = ("--domain", DOMAIN, "--data-dir", data_dir, "--set", "data.query_time=now")
+    asked = invoke("evaluate", "--ckpt", trained["none"], *options)
+    assert_fails(asked, 2, "data.query_time is now, but ", "was trained with none")
 
 
 def test_a_plan_of_tables_begins_nothing(invoke, tmp_path, assert_fails):
