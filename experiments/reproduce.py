@@ -3,47 +3,23 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 from experiments import main_table, table5, table6
 from experiments.planning import format_plan, plan_runs
 from experiments.report import Section, write_report
-from experiments.runs import Outcomes, Spec, execute, settings_of
+from experiments.runs import execute, settings_of
 from experiments.studies import STUDIES
 from experiments.studies.study import Study
 from experiments.workspace import Workspace, ensure_data, open_workspace
 from mmm4rec.errors import ConfigError
 from mmm4rec.run_folder import Echo, environment
 
-
-def _prepare_nothing(workspace: Workspace, echo: Echo) -> None:
-    """Need no other data than the world's."""
-
-
-@dataclass(frozen=True)
-class Report:
-    """One table, or one study.
-
-    Attributes:
-        title: for people.
-        specs: returns the runs that it needs, for all downstream domains of a world and so many
-            seeds, and does nothing.
-        sections: returns what it shows of the prepared domains, given what came of those runs.
-        prepare: makes what the runs need beside the world's domains; twice is as once.
-    """
-
-    title: str
-    specs: Callable[[Workspace, int], list[Spec]]
-    sections: Callable[[Workspace, int, Outcomes], list[Section]]
-    prepare: Callable[[Workspace, Echo], None] = _prepare_nothing
-
-
-REPORTS: dict[str, Report | Study] = {
-    table5.NAME: Report(table5.TITLE, table5.specs, table5.sections),
-    table6.NAME: Report(table6.TITLE, table6.specs, table6.sections),
-    main_table.NAME: Report(main_table.TITLE, main_table.specs, main_table.sections),
+REPORTS: dict[str, Study] = {
+    table5.NAME: Study(table5.TITLE, table5.specs, table5.sections),
+    table6.NAME: Study(table6.TITLE, table6.specs, table6.sections),
+    main_table.NAME: Study(main_table.TITLE, main_table.specs, main_table.sections),
     **STUDIES,
 }
 ALL_STUDIES = "studies"
@@ -111,7 +87,7 @@ def reproduce(
         echo(f"written: {target / 'report.md'}, {target / 'report.html'}")
 
 
-def find_reports(names: list[str]) -> dict[str, Report | Study]:
+def find_reports(names: list[str]) -> dict[str, Study]:
     """Return the reports of these names, each once.
 
     Raises:

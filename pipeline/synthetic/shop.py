@@ -23,6 +23,7 @@ HOST = "127.0.0.1"
 # Image URLs stand in the metadata. The same port every time means the same bytes every time, so
 # that a second run finds its inputs unchanged.
 PREFERRED_PORT = 18_765
+NEXT_PORTS = 20
 IMAGE_PATH = "/images/I"
 PNG_SHARE = 0.15
 SLOW_SECONDS = 0.3
@@ -89,7 +90,7 @@ def list_item(rng: np.random.Generator, www: Path, picture: Image.Image, fate: F
 def serve_folder(www: Path, faults: Mapping[str, Fault]) -> Iterator[str]:
     """Serve the files under `www` on this machine only; yield the base URL.
 
-    The port is PREFERRED_PORT, or any free one where that is taken.
+    The port is PREFERRED_PORT, or the next one that is free.
     """
     server = _bind(_handler(www, faults))
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05})
@@ -118,10 +119,11 @@ class _Server(ThreadingHTTPServer):
 
 
 def _bind(handler: type[BaseHTTPRequestHandler]) -> ThreadingHTTPServer:
-    try:
-        return _Server((HOST, PREFERRED_PORT), handler)
-    except OSError:
-        return _Server((HOST, 0), handler)
+    # The next ports in turn: while another server keeps the first, ours is the same every time.
+    for port in (*range(PREFERRED_PORT, PREFERRED_PORT + NEXT_PORTS), 0):
+        with contextlib.suppress(OSError):
+            return _Server((HOST, port), handler)
+    raise OSError(f"no port of {HOST} is free")
 
 
 def _handler(www: Path, faults: Mapping[str, Fault]) -> type[BaseHTTPRequestHandler]:

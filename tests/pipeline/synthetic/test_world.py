@@ -194,6 +194,8 @@ def test_another_port_is_taken_and_written_where_the_usual_one_is_busy(
             urls = [u for line in read_metadata(tiny, "MiniFood") for u in line["imageURL"]]
             assert all(u.startswith(url + "/images/I/") for u in urls)
             assert decodes(fetch(url + working_image(tiny))[1])
+        with serve(tiny) as again:
+            assert again == url  # the next free one: a second run finds its inputs unchanged
 
 
 def working_image(world):
