@@ -30,7 +30,7 @@ from pipeline.tables import INTERACTION_SCHEMA
 
 STEPS_PER_EPOCH = 100
 METRIC = "val/recall@10"
-RULE_EPOCHS = 5  # of the models whose gain from time is set against what `describe` says
+RULE_EPOCHS = 3  # of the models whose gain from time is set against what `describe` says
 
 Changes = dict[str, Any]
 
