@@ -331,8 +331,7 @@ def describe(
     """Say what the timestamps of a prepared domain are like, and what they may be worth."""
     from pipeline.describe import describe_domain, format_statistics
 
-    where = _load("finetune", None, _overrides({"data.data_dir": data_dir}, [])).data.data_dir
-    described = [describe_domain(where, name, max_len) for name in domain]
+    described = [describe_domain(_data_folder(data_dir), name, max_len) for name in domain]
     if as_json:
         typer.echo(json.dumps([statistics.as_dict() for statistics in described], indent=2))
         return
@@ -356,7 +355,7 @@ def probe_time(
 
     checkpoint = read_checkpoint(ckpt)
     settings = _trained_settings(checkpoint, data_dir, set_)
-    folder = _study_folder(runs_dir, "probe-time", domain, checkpoint, set_)
+    folder = _study_folder(runs_dir, "probe-time", domain, checkpoint, [*set_, f"seed={seed}"])
     found = probe(checkpoint, settings, domain, folder, seed, _say(as_json))
     typer.echo(json.dumps(found.results, indent=2) if as_json else found.text)
 
@@ -403,8 +402,9 @@ def add_features(
     """Add a further modality to a prepared domain; data.modalities names what a model reads."""
     from pipeline.added_features import add_feature_column
 
-    where = _load("finetune", None, _overrides({"data.data_dir": data_dir}, [])).data.data_dir
-    added = add_feature_column(where, domain, modality, file, encoder=encoder, echo=_say(as_json))
+    added = add_feature_column(
+        _data_folder(data_dir), domain, modality, file, encoder=encoder, echo=_say(as_json)
+    )
     if as_json:
         typer.echo(added.model_dump_json(indent=2))
         return
@@ -518,6 +518,12 @@ def _overrides(shortcuts: dict[str, Any], given: list[str]) -> list[str]:
     ]
 
 
+def _data_folder(given: Path | None) -> Path:
+    from mmm4rec.config import DataConfig
+
+    return given or DataConfig().data_dir
+
+
 def _moment(settings: Config, now: datetime | None) -> int | None:
     """Return the moment of recommending in Unix seconds; None for a model that does not read it."""
     if settings.data.query_time == "none":
@@ -533,7 +539,7 @@ def _moment(settings: Config, now: datetime | None) -> int | None:
 def _study_folder(
     runs_dir: Path, study: str, domain: str, checkpoint: Checkpoint, given: list[str]
 ) -> Path:
-    """Name a folder by what goes in, so that the same command finds what it has done."""
+    """Name a folder by what goes in: the same command writes to the same place, no other does."""
     from pipeline.domains import name_domain
 
     named = json.dumps([checkpoint.sha256, given])

@@ -9,13 +9,24 @@ from torch import Tensor
 
 from experiments.expected import Published, published_rows, verdict
 from experiments.report import Cell, Row, format_number
-from experiments.runs import Outcomes, Spec, pretraining
+from experiments.runs import Outcomes, Spec, Untrained, pretraining
 from experiments.statistics import compare, estimate, holm, user_metrics
 from experiments.workspace import Workspace
 from mmm4rec.runner import Run
 
 CUTOFFS = (10, 20, 50)
 ABSENT = "-"
+UNTRAINED: dict[Untrained, str] = {  # to the name of the row
+    "popularity": "popularity",
+    "content": "content nearest neighbour",
+}
+COMPARED = {  # to the preset
+    "SASRec": "sasrec",
+    "GRU4Rec": "gru4rec",
+    "BSARec": "bsarec",
+    "Mamba4Rec": "mamba4rec",
+    "TiM4Rec": "tim4rec",
+}
 
 FindPublished = Callable[[str, str], Published | None]  # by name of the way and column
 
@@ -49,9 +60,12 @@ def mmm4rec(
     domain: str,
     seeds: int,
     *,
-    item_bias: bool,
     pretrained: bool,
+    item_bias: bool = True,
     presets: tuple[str, ...] = (),
+    both: tuple[str, ...] = (),
+    before: tuple[str, ...] = (),
+    after: tuple[str, ...] = (),
 ) -> Way:
     """Return a row of this project's model, fine-tuned on a domain.
 
@@ -60,23 +74,64 @@ def mmm4rec(
         workspace: where.
         domain: a downstream domain.
         seeds: how many; a pre-training and what starts from it have the same seed.
-        item_bias: whether fine-tuning learns a vector per item.
         pretrained: whether it starts from a pre-training on all pre-training domains.
-        presets: the variant, in pre-training and in fine-tuning.
+        item_bias: whether fine-tuning learns a vector per item.
+        presets: of pre-training and fine-tuning.
+        both: settings of both.
+        before: settings of pre-training alone.
+        after: settings of fine-tuning alone.
     """
-    variant = f"pre-training ({', '.join(presets)})" if presets else "pre-training"
-    settings = (f"model.use_item_bias={str(item_bias).lower()}",)
+    variant = ", ".join((*presets, *both, *before))
+    title = f"pre-training ({variant})" if variant else "pre-training"
+    settings = (f"model.use_item_bias={str(item_bias).lower()}", *both, *after)
 
     def spec(seed: int) -> Spec:
-        source = pretraining(workspace, variant, seed, presets) if pretrained else None
+        source = (
+            pretraining(workspace, title, seed, presets, (*both, *before)) if pretrained else None
+        )
         return Spec(name, "finetune", (domain,), presets, settings, seed, source)
 
     return Way(name, tuple(map(spec, range(seeds))))
 
 
+def untrained(kind: Untrained, domain: str, seeds: int, settings: tuple[str, ...] = ()) -> Way:
+    """Return the row of a model without training, the same run under every seed."""
+    spec = Spec(UNTRAINED[kind], "evaluate", (domain,), settings=settings, untrained=kind)
+    return Way(UNTRAINED[kind], (spec,) * seeds)
+
+
+def compared(
+    model: str, known: str, domain: str, seeds: int, settings: tuple[str, ...] = ()
+) -> Way:
+    """Return the row of a model that this one is compared with.
+
+    Args:
+        model: a key of `COMPARED`.
+        known: what it knows of an item, as `model.item_inputs`.
+        domain: a downstream domain.
+        seeds: how many.
+        settings: over its preset.
+    """
+    row = f"{model}, {known}"
+    given = (f"model.item_inputs={known}", *settings)
+    specs = (
+        Spec(row, "finetune", (domain,), (COMPARED[model],), given, seed) for seed in range(seeds)
+    )
+    return Way(row, tuple(specs))
+
+
 def specs_of(ways: Iterable[Way]) -> list[Spec]:
     """Return the runs of all rows."""
     return [spec for way in ways for spec in way.specs]
+
+
+def specs_of_domains(
+    ways: Callable[[Workspace, str, int], list[Way]], workspace: Workspace, seeds: int
+) -> list[Spec]:
+    """Return the runs of the rows of all downstream domains."""
+    return specs_of(
+        way for domain in workspace.downstream for way in ways(workspace, domain, seeds)
+    )
 
 
 def failures(ways: Iterable[Way], outcomes: Outcomes) -> list[str]:

@@ -2,35 +2,34 @@
 
 from __future__ import annotations
 
-from experiments.cells import Way, failures, metric_rows, mmm4rec, quoted_rows, specs_of
+from experiments.cells import (
+    COMPARED,
+    UNTRAINED,
+    Way,
+    compared,
+    failures,
+    metric_rows,
+    mmm4rec,
+    quoted_rows,
+    untrained,
+)
 from experiments.expected import find_published
 from experiments.report import Section, Table
-from experiments.runs import Outcomes, Spec, Untrained
+from experiments.runs import Outcomes
 from experiments.table5 import PRETRAINED, SCRATCH, WITH_BIAS, WITHOUT_BIAS
 from experiments.workspace import Workspace
 
 NAME = "main"
 TITLE = "Main table"
 METRICS = ("recall@10", "ndcg@10", "recall@50", "ndcg@50")
-UNTRAINED: dict[str, Untrained] = {
-    "popularity": "popularity",
-    "content nearest neighbour": "content",
-}
-BASELINES = {  # row to preset
-    "SASRec": "sasrec",
-    "GRU4Rec": "gru4rec",
-    "BSARec": "bsarec",
-    "Mamba4Rec": "mamba4rec",
-    "TiM4Rec": "tim4rec",
-}
 ITEM_INPUTS = ("ids", "features", "both")
 
 
 def ways(workspace: Workspace, domain: str, seeds: int) -> list[Way]:
     """Return the rows of one domain."""
     return [
-        *(_untrained(name, domain, seeds) for name in UNTRAINED),
-        *(_baseline(name, domain, seeds, known) for name in BASELINES for known in ITEM_INPUTS),
+        *(untrained(kind, domain, seeds) for kind in UNTRAINED),
+        *(compared(model, known, domain, seeds) for model in COMPARED for known in ITEM_INPUTS),
         *(
             mmm4rec(
                 _own_name(start, item_bias),
@@ -46,31 +45,9 @@ def ways(workspace: Workspace, domain: str, seeds: int) -> list[Way]:
     ]
 
 
-def specs(workspace: Workspace, seeds: int) -> list[Spec]:
-    """Return the runs of all downstream domains."""
-    return [s for domain in workspace.downstream for s in specs_of(ways(workspace, domain, seeds))]
-
-
 def sections(workspace: Workspace, seeds: int, outcomes: Outcomes) -> list[Section]:
     """Return a table for each prepared downstream domain."""
     return [_section(workspace, domain, seeds, outcomes) for domain in workspace.ready]
-
-
-def _untrained(name: str, domain: str, seeds: int) -> Way:
-    spec = Spec(name, "evaluate", (domain,), untrained=UNTRAINED[name])
-    return Way(name, (spec,) * seeds)
-
-
-def _baseline(name: str, domain: str, seeds: int, known: str) -> Way:
-    row = f"{name}, {known}"
-    settings = (f"model.item_inputs={known}",)
-    return Way(
-        row,
-        tuple(
-            Spec(row, "finetune", (domain,), (BASELINES[name],), settings, seed)
-            for seed in range(seeds)
-        ),
-    )
 
 
 def _own_name(start: str, item_bias: bool) -> str:

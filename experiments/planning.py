@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import logging
 import time
-import warnings
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -21,7 +18,7 @@ from mmm4rec.config import Config
 from mmm4rec.errors import Mmm4RecError
 from mmm4rec.lit_module import LitRecommender
 from mmm4rec.run_folder import Echo
-from mmm4rec.runner import Run
+from mmm4rec.runner import Run, quiet_lightning
 from pipeline.datamodule import SequenceDataModule
 
 WARM_UP, MEASURED = 1, 3  # batches: not counted, counted
@@ -162,7 +159,7 @@ def measure_rate(config: Config, data: SequenceDataModule) -> float:
     """
     clock = _StepClock()
     lit = LitRecommender(config, build_model(config.model, data.catalogue))
-    with _silent_lightning():
+    with quiet_lightning():
         trainer = Trainer(
             accelerator=config.trainer.accelerator,
             devices=1,
@@ -205,17 +202,3 @@ class _StepClock(Callback):
         elif self._batches > WARM_UP:
             self.samples += len(batch)
             self.seconds = time.perf_counter() - self._started
-
-
-@contextmanager
-def _silent_lightning() -> Iterator[None]:
-    """Keep what Lightning says about so short a training off the screen."""
-    logger = logging.getLogger("lightning.pytorch")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        try:
-            yield
-        finally:
-            logger.setLevel(level)

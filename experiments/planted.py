@@ -58,7 +58,7 @@ class PlantedData(SequenceDataModule):
 
     def train_dataloader(self) -> BatchLoader:
         """Shuffled training batches."""
-        offsets_U = self.sequences.offsets_U[: -VALIDATION_USERS or None]
+        offsets_U = self.sequences.offsets_U[:-VALIDATION_USERS]
         if self._described["kind"] in ASKED:
             targets_at = offsets_U[1:] - 1
         else:

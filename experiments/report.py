@@ -40,7 +40,7 @@ class Cell:
     """A cell of a table.
 
     Attributes:
-        text: what it shows first: the value with its interval.
+        text: what it shows first: the value with its interval; empty: nothing.
         estimate: the same as numbers.
         published: what has been published in its place.
         comparison: with the reference row.
@@ -178,7 +178,7 @@ def _tables(sections: list[Section]) -> list[Table]:
 
 def _cell_lines(cell: Cell, source: str) -> list[tuple[str, str]]:
     """Return what a cell shows as (kind, text)."""
-    lines = [("value", cell.text)]
+    lines = [("value", cell.text)] if cell.text else []
     if source == "measured" and cell.published:
         lines.append(("published", _published_text(cell.published)))
     if cell.verdict:

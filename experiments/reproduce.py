@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import shlex
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from experiments import main_table, table5, table6
+from experiments.cells import specs_of_domains
 from experiments.planning import format_plan, plan_runs
 from experiments.report import Section, write_report
 from experiments.runs import execute, settings_of
@@ -17,9 +19,10 @@ from mmm4rec.errors import ConfigError
 from mmm4rec.run_folder import Echo, environment
 
 REPORTS: dict[str, Study] = {
-    table5.NAME: Study(table5.TITLE, table5.specs, table5.sections),
-    table6.NAME: Study(table6.TITLE, table6.specs, table6.sections),
-    main_table.NAME: Study(main_table.TITLE, main_table.specs, main_table.sections),
+    **{
+        table.NAME: Study(table.TITLE, partial(specs_of_domains, table.ways), table.sections)
+        for table in (table5, table6, main_table)
+    },
     **STUDIES,
 }
 ALL_STUDIES = "studies"

@@ -106,9 +106,15 @@ class Job:
 JOB = TypeAdapter(Job)
 
 
-def pretraining(workspace: Workspace, name: str, seed: int, presets: tuple[str, ...] = ()) -> Spec:
+def pretraining(
+    workspace: Workspace,
+    name: str,
+    seed: int,
+    presets: tuple[str, ...] = (),
+    settings: tuple[str, ...] = (),
+) -> Spec:
     """Describe the pre-training of a model on all pre-training domains of a world."""
-    return Spec(name, "pretrain", workspace.pretraining, presets, seed=seed)
+    return Spec(name, "pretrain", workspace.pretraining, presets, settings, seed)
 
 
 def execute(

@@ -6,11 +6,11 @@ from collections.abc import Callable
 from statistics import fmean
 from typing import Any
 
-from experiments.cells import ABSENT, Way, failures, metric_rows, mmm4rec, quoted_rows, specs_of
+from experiments.cells import ABSENT, Way, failures, metric_rows, mmm4rec, quoted_rows
 from experiments.expected import find_published, verdict
 from experiments.figures import draw_curves, read_curve
 from experiments.report import Cell, Figure, Row, Section, Table
-from experiments.runs import Outcomes, Spec
+from experiments.runs import Outcomes
 from experiments.statistics import Estimate
 from experiments.workspace import Workspace
 from mmm4rec.runner import Run
@@ -48,11 +48,6 @@ def ways(workspace: Workspace, domain: str, seeds: int) -> list[Way]:
         for start in ([PRETRAINED] if workspace.can_pretrain else []) + [SCRATCH]
         for item_bias in (True, False)
     ]
-
-
-def specs(workspace: Workspace, seeds: int) -> list[Spec]:
-    """Return the runs of all downstream domains."""
-    return [s for domain in workspace.downstream for s in specs_of(ways(workspace, domain, seeds))]
 
 
 def sections(workspace: Workspace, seeds: int, outcomes: Outcomes) -> list[Section]:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from experiments.cells import Way, failures, metric_rows, mmm4rec, specs_of
+from experiments.cells import Way, failures, metric_rows, mmm4rec
 from experiments.expected import find_published
 from experiments.report import Section, Table
-from experiments.runs import Outcomes, Spec
+from experiments.runs import Outcomes
 from experiments.workspace import Workspace
 
 NAME = "table6"
@@ -44,11 +44,6 @@ def ways(workspace: Workspace, domain: str, seeds: int) -> list[Way]:
         *(way(name, (preset,), start=pretrained) for name, preset in VARIANTS.items()),
         way(WITHOUT_ITEM_BIAS, bias=False, start=pretrained),
     ]
-
-
-def specs(workspace: Workspace, seeds: int) -> list[Spec]:
-    """Return the runs of all downstream domains."""
-    return [s for domain in workspace.downstream for s in specs_of(ways(workspace, domain, seeds))]
 
 
 def sections(workspace: Workspace, seeds: int, outcomes: Outcomes) -> list[Section]:

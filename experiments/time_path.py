@@ -112,19 +112,21 @@ def settings(changes: Changes, kind: Kind, seed: int) -> Config:
     return build_config(merge_settings(values, extra), "the planted preset")
 
 
-def train(config: Config, kind: Kind, unit: Unit, folder: Path, stage: str) -> Run:
-    """Train one model on one world, or find the run that did."""
+def train(
+    config: Config, kind: Kind, unit: Unit, folder: Path, stage: str
+) -> tuple[Run, TemporalWorld]:
+    """Train one model on one world, or find the run that did; return the world too."""
     data = PlantedData(config, kind, unit, batches=STEPS_PER_EPOCH)
-    return fit(
+    run = fit(
         config, data, stage=stage, runs_dir=folder / "runs", reuse=True, echo=lambda line: None
     )
+    return run, data.world
 
 
 def measure(changes: Changes, kind: Kind, unit: Unit, seed: int, folder: Path) -> Outcome:
     """Return how far one model comes on one world."""
-    config = settings(changes, kind, seed)
-    curve = read_curve(train(config, kind, unit, folder, "pretrain").folder, METRIC)
-    world = PlantedData(config, kind, unit, batches=STEPS_PER_EPOCH).world
+    run, world = train(settings(changes, kind, seed), kind, unit, folder, "pretrain")
+    curve = read_curve(run.folder, METRIC)
     blind, seeing = world.ceilings(VALIDATION_USERS)
     reached = curve[-1][1]
     if kind == "nothing":
@@ -211,10 +213,9 @@ class Studies:
         values = []
         for way in ("without time", "corrected"):
             config = settings(merge_settings(WAYS[way], short), kind, 0)
-            run = train(config, kind, unit, self.folder, "finetune")
+            run, world = train(config, kind, unit, self.folder, "finetune")
             values.append([user_metrics(run.folder, (10,))["ndcg@10"]])
         found = compare(*values)
-        world = PlantedData(config, kind, unit, batches=STEPS_PER_EPOCH).world
         statistics = describe_interactions(
             f"{kind}, {unit}", interactions(world), has_time=True, max_len=config.model.max_len
         )

@@ -7,6 +7,7 @@ I items with the padding item 0, F raw feature width, K cut-off, M modalities.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
@@ -63,12 +64,19 @@ class SequenceBatch:
 
     def to(self, device: torch.device | str, **kwargs: Any) -> SequenceBatch:
         """Return the batch on `device`; `kwargs` are those of `Tensor.to`."""
-        moved = {
-            f.name: value.to(device, **kwargs)
+        return self._map(lambda tensor: tensor.to(device, **kwargs))
+
+    def take(self, rows_R: Tensor) -> SequenceBatch:
+        """Return some rows, by their positions or by a bool per row."""
+        return self._map(lambda tensor: tensor[rows_R])
+
+    def _map(self, change: Callable[[Tensor], Tensor]) -> SequenceBatch:
+        changed = {
+            f.name: change(value)
             for f in fields(self)
             if isinstance(value := getattr(self, f.name), Tensor)
         }
-        return replace(self, **moved)
+        return replace(self, **changed)
 
 
 @dataclass(frozen=True)

@@ -274,6 +274,16 @@ class ModelConfig(Section):
         return self.d_inner // self.head_dim
 
     @model_validator(mode="after")
+    def _seconds_are_normalised(self) -> ModelConfig:
+        if self.use_time and self.time_gaps == "seconds" and self.time_norm == "none":
+            raise ValueError(
+                "model.time_gaps is seconds and model.time_norm none: raw seconds without a norm "
+                "drown everything else. Next: --set model.time_norm=real_positions (or "
+                "all_positions), or --set model.time_gaps=log_units"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _heads_fit(self) -> ModelConfig:
         if self.mixer == "attention":
             if self.d_model % self.num_attention_heads:

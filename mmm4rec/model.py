@@ -10,7 +10,6 @@ I items with the padding item 0, D d_model.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import fields
 
 import torch
 from torch import Tensor, nn
@@ -84,7 +83,7 @@ class MMM4Rec(nn.Module):
         streams = zip(*(x_TD.split(sizes) for x_TD in self.item_encoder(items_T)), strict=True)
         for piece, (rows_R, longest) in zip(streams, pieces, strict=True):
             yield self._read(
-                [x_TD.unflatten(0, (-1, longest)) for x_TD in piece], take_rows(batch, rows_R)
+                [x_TD.unflatten(0, (-1, longest)) for x_TD in piece], batch.take(rows_R)
             )
 
     def _read(self, streams: list[Tensor], batch: SequenceBatch) -> Tensor:
@@ -145,18 +144,6 @@ def checked_length(batch: SequenceBatch, max_len: int) -> int:
             f"{max_len} (model.max_len). Next: --set model.max_len={length}"
         )
     return length
-
-
-def take_rows(batch: SequenceBatch, rows_R: Tensor) -> SequenceBatch:
-    """Return some rows of a batch."""
-    return SequenceBatch(
-        **{
-            field.name: value[rows_R]
-            if isinstance(value := getattr(batch, field.name), Tensor)
-            else value
-            for field in fields(batch)
-        }
-    )
 
 
 def split_by_length(lengths_B: Tensor, width: int) -> list[tuple[Tensor, int]]:

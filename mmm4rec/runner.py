@@ -130,7 +130,7 @@ def fit(
     model = _build_model(config, data.catalogue)
     report = transfer_weights(model, checkpoint, data.catalogue) if checkpoint else None
     folder, unfinished = open_run(parent, digest)
-    with logged(folder, echo) as say, _quiet_lightning():
+    with logged(folder, echo) as say, quiet_lightning():
         if timeless:
             names = ", ".join(data.domains)
             say(f"{names} has no timestamps: time is off (model.use_time=false)")
@@ -159,7 +159,7 @@ def evaluate(
         folder: where to write; made, if needed, with the results in it.
         described: added to the results: what was evaluated.
     """
-    with _quiet_lightning():
+    with quiet_lightning():
         lit = LitRecommender(config, model)
         trainer = Trainer(**_trainer_arguments(config), logger=False)
         with _interruptible(trainer):
@@ -358,7 +358,7 @@ def _interruptible(trainer: Trainer) -> Iterator[None]:
 
 
 @contextmanager
-def _quiet_lightning() -> Iterator[None]:
+def quiet_lightning() -> Iterator[None]:
     """Keep Lightning's hints about hardware and workers off the screen; its warnings stay."""
     loggers = [logging.getLogger(name) for name in ("lightning.pytorch", "lightning.fabric")]
     levels = [logger.level for logger in loggers]

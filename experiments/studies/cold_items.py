@@ -10,11 +10,19 @@ from pathlib import Path
 
 from torch import Tensor
 
-from experiments.cells import Way, failures, specs_of
+from experiments.cells import (
+    UNTRAINED,
+    Way,
+    compared,
+    failures,
+    mmm4rec,
+    specs_of,
+    untrained,
+)
 from experiments.figures import Line, draw_lines
 from experiments.groups import HISTORY, POPULARITY, Grouping, check_users, group_users, range_names
 from experiments.report import Figure, Row, Section, Table
-from experiments.runs import Outcomes, Spec, Untrained, data_of, settings_of
+from experiments.runs import Outcomes, Spec, data_of, settings_of
 from experiments.statistics import estimate
 from experiments.studies.evaluating import evaluate_cached, with_settings
 from experiments.studies.study import (
@@ -22,7 +30,6 @@ from experiments.studies.study import (
     Study,
     figure_path,
     read_values,
-    trained,
     value_cell,
 )
 from experiments.workspace import Workspace
@@ -31,11 +38,6 @@ from mmm4rec.checkpoint import read_checkpoint
 NAME = "cold-items"
 COLD_SHARE = 0.2
 SPLITS = {"as it is": 0.0, f"{COLD_SHARE:.0%} of the items cold": COLD_SHARE}
-UNTRAINED: dict[str, Untrained] = {
-    "popularity": "popularity",
-    "content nearest neighbour": "content",
-}
-BY_IDS = "SASRec, ids"
 SCRATCH, PRETRAINED = "from scratch", "pre-trained"
 WITHOUT_BIAS, NOT_FINETUNED = "pre-trained, without item bias", "pre-trained, not fine-tuned"
 STARTS = {"popularity": POPULARITY, "history": HISTORY}  # groupings by a number
@@ -51,24 +53,20 @@ NOTES = [
 def ways(workspace: Workspace, domain: str, seeds: int, cold_share: float) -> list[Way]:
     """Return the models that are compared, on one split."""
     settings = (f"data.cold_share={cold_share}",) if cold_share else ()
-    untrained = [
-        Way(name, (Spec(name, "evaluate", (domain,), settings=settings, untrained=kind),) * seeds)
-        for name, kind in UNTRAINED.items()
-    ]
-    by_ids = ("model.item_inputs=ids", *settings)
-    sasrec = Way(
-        BY_IDS,
-        tuple(
-            Spec(BY_IDS, "finetune", (domain,), ("sasrec",), by_ids, seed) for seed in range(seeds)
-        ),
-    )
 
-    def way(name: str, *after: str) -> Way:
+    def way(name: str, *, item_bias: bool = True) -> Way:
         start = name != SCRATCH
-        return trained(name, workspace, domain, seeds, pretrained=start, after=(*after, *settings))
+        return mmm4rec(
+            name, workspace, domain, seeds, pretrained=start, item_bias=item_bias, after=settings
+        )
 
-    pretrained = [way(PRETRAINED), way(WITHOUT_BIAS, "model.use_item_bias=false")]
-    return [*untrained, sasrec, way(SCRATCH), *(pretrained if workspace.can_pretrain else [])]
+    pretrained = [way(PRETRAINED), way(WITHOUT_BIAS, item_bias=False)]
+    return [
+        *(untrained(kind, domain, seeds, settings) for kind in UNTRAINED),
+        compared("SASRec", "ids", domain, seeds, settings),
+        way(SCRATCH),
+        *(pretrained if workspace.can_pretrain else []),
+    ]
 
 
 def specs(workspace: Workspace, seeds: int) -> list[Spec]:

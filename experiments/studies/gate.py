@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from experiments.cells import Way, failures, metric_rows, specs_of
+from functools import partial
+
+from experiments.cells import Way, failures, metric_rows, mmm4rec, specs_of_domains
 from experiments.report import Section, Table
-from experiments.runs import Outcomes, Spec
-from experiments.studies.study import COLUMNS, Study, curves_figure, figure_path, trained
+from experiments.runs import Outcomes
+from experiments.studies.study import COLUMNS, Study, curves_figure, figure_path
 from experiments.workspace import Workspace
 
 NAME = "gate"
@@ -19,7 +21,7 @@ def ways(workspace: Workspace, domain: str, seeds: int) -> list[Way]:
 
     def way(name: str, *settings: str) -> Way:
         start = workspace.can_pretrain
-        return trained(name, workspace, domain, seeds, pretrained=start, both=settings)
+        return mmm4rec(name, workspace, domain, seeds, pretrained=start, both=settings)
 
     # A default is not set: the reference is then the same run as in the tables.
     return [
@@ -31,11 +33,6 @@ def ways(workspace: Workspace, domain: str, seeds: int) -> list[Way]:
         for blocks in (SHARED, APART)
         for name, value in FILTERS.items()
     ] + [way("without time", "model.use_time=false")]
-
-
-def specs(workspace: Workspace, seeds: int) -> list[Spec]:
-    """Return the runs of all downstream domains."""
-    return [s for domain in workspace.downstream for s in specs_of(ways(workspace, domain, seeds))]
 
 
 def sections(workspace: Workspace, seeds: int, outcomes: Outcomes) -> list[Section]:
@@ -62,4 +59,4 @@ def _section(workspace: Workspace, domain: str, seeds: int, outcomes: Outcomes) 
     return Section(domain, "", [table], curves_figure(path, domain, rows, outcomes))
 
 
-STUDY = Study("Gating in place of the filter", specs, sections)
+STUDY = Study("Gating in place of the filter", partial(specs_of_domains, ways), sections)

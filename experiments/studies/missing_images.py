@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from experiments.cells import Way, failures, specs_of
+from experiments.cells import Way, failures, mmm4rec, specs_of
 from experiments.figures import draw_lines
 from experiments.report import Figure, Row, Section, Table
 from experiments.runs import Outcomes, Spec
@@ -19,7 +19,6 @@ from experiments.studies.study import (
     Study,
     figure_path,
     read_values,
-    trained,
     user_values,
     value_cell,
 )
@@ -50,7 +49,7 @@ def ways(workspace: Workspace, domain: str, seeds: int) -> dict[Case, Way]:
 
     def way(place: str, policy: str, share: float) -> Way:
         hidden = _hidden_setting(share)
-        return trained(
+        return mmm4rec(
             f"{policy}, {share:.0%} missing in {place}",
             workspace,
             domain,

@@ -11,7 +11,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from experiments.cells import ABSENT, Way, failures, specs_of
+from experiments.cells import ABSENT, Way, failures, mmm4rec, specs_of
 from experiments.figures import draw_lines
 from experiments.report import Cell, Figure, Row, Section, Table
 from experiments.runs import Outcomes, Spec, settings_of
@@ -23,7 +23,6 @@ from experiments.studies.study import (
     Study,
     figure_path,
     read_values,
-    trained,
     user_values,
 )
 from experiments.studies.truncation import X_LABEL
@@ -61,7 +60,7 @@ def _ways(workspace: Workspace, domain: str, seeds: int, *, retrain: bool) -> di
 
     def way(name: str, *after: str) -> Way:
         start = workspace.can_pretrain
-        return trained(name, workspace, domain, seeds, pretrained=start, after=after)
+        return mmm4rec(name, workspace, domain, seeds, pretrained=start, after=after)
 
     whole = way("whole histories")
     if not retrain:

@@ -19,7 +19,6 @@ from mmm4rec.run_folder import Echo
 METRIC = "ndcg@10"
 CUTOFF = 10
 COLUMNS = ("recall@10", "ndcg@10", "recall@50", "ndcg@50")  # of a table of ways
-ITEM_BIAS = "model.use_item_bias=true"  # of fine-tuning, as in the tables
 SERVED = "served"  # below the folder of all runs: trained models under other data settings
 
 
@@ -43,45 +42,6 @@ class Study:
     specs: Callable[[Workspace, int], list[Spec]]
     sections: Callable[[Workspace, int, Outcomes], list[Section]]
     prepare: Callable[[Workspace, Echo], None] = _prepare_nothing
-
-
-def trained(
-    name: str,
-    workspace: Workspace,
-    domain: str,
-    seeds: int,
-    *,
-    pretrained: bool,
-    presets: tuple[str, ...] = (),
-    both: tuple[str, ...] = (),
-    before: tuple[str, ...] = (),
-    after: tuple[str, ...] = (),
-) -> Way:
-    """Return a row of this project's model, fine-tuned on a domain.
-
-    Args:
-        name: of the row.
-        workspace: where.
-        domain: a downstream domain.
-        seeds: how many; a pre-training and what starts from it have the same seed.
-        pretrained: whether it starts from a pre-training on all pre-training domains.
-        presets: of pre-training and fine-tuning.
-        both: settings of both.
-        before: settings of pre-training alone.
-        after: settings of fine-tuning alone.
-    """
-    variant = ", ".join((*presets, *both, *before))
-    title = f"pre-training ({variant})" if variant else "pre-training"
-    settings = (ITEM_BIAS, *both, *after)
-
-    def spec(seed: int) -> Spec:
-        source = None
-        if pretrained:
-            learnt = workspace.pretraining
-            source = Spec(title, "pretrain", learnt, presets, (*both, *before), seed)
-        return Spec(name, "finetune", (domain,), presets, settings, seed, source)
-
-    return Way(name, tuple(map(spec, range(seeds))))
 
 
 def user_values(way: Way, outcomes: Outcomes) -> list[Tensor]:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from experiments.cells import Way, failures, metric_rows, specs_of
+from functools import partial
+
+from experiments.cells import Way, failures, metric_rows, mmm4rec, specs_of_domains
 from experiments.report import Section, Table
-from experiments.runs import Outcomes, Spec
+from experiments.runs import Outcomes
 from experiments.studies.brand import BRAND, add_brands, with_brand_dir
-from experiments.studies.study import COLUMNS, Study, curves_figure, figure_path, trained
+from experiments.studies.study import COLUMNS, Study, curves_figure, figure_path
 from experiments.workspace import Workspace
 
 NAME = "third-modality"
@@ -24,7 +26,7 @@ def ways(workspace: Workspace, domain: str, seeds: int) -> list[Way]:
     """Return the rows of one domain, all on the copies that have the brand."""
     data_dir = f"data.data_dir={with_brand_dir(workspace)}"
     return [
-        trained(
+        mmm4rec(
             ", ".join(streams),
             workspace,
             domain,
@@ -34,11 +36,6 @@ def ways(workspace: Workspace, domain: str, seeds: int) -> list[Way]:
         )
         for streams in STREAMS
     ]
-
-
-def specs(workspace: Workspace, seeds: int) -> list[Spec]:
-    """Return the runs of all downstream domains."""
-    return [s for domain in workspace.downstream for s in specs_of(ways(workspace, domain, seeds))]
 
 
 def sections(workspace: Workspace, seeds: int, outcomes: Outcomes) -> list[Section]:
@@ -66,4 +63,4 @@ def _section(workspace: Workspace, domain: str, seeds: int, outcomes: Outcomes) 
     return Section(domain, "", [table], curves_figure(path, domain, rows, outcomes))
 
 
-STUDY = Study("A third modality", specs, sections, add_brands)
+STUDY = Study("A third modality", partial(specs_of_domains, ways), sections, add_brands)

@@ -17,12 +17,14 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from mmm4rec.baselines.sequential import SequentialBaseline, at_last
-from mmm4rec.baselines.transformer import GeluFeedForward, PositionedItems, SelfAttention
+from mmm4rec.baselines.transformer import PositionedItems, SelfAttention
 from mmm4rec.batch import ItemCatalogue, SequenceBatch
 from mmm4rec.config import ModelConfig
 from mmm4rec.layers.dropout import Dropout
+from mmm4rec.layers.feed_forward import FeedForward
 from mmm4rec.layers.norm import LayerNorm
 from mmm4rec.ops.precision import at_least_float32, full_precision
 
@@ -83,7 +85,7 @@ class BSARecLayer(nn.Module):
         super().__init__()
         self.attention = SelfAttention(config)
         self.filter = FrequencyRescaler(config)
-        self.feed_forward = GeluFeedForward(config)
+        self.feed_forward = FeedForward(config, F.gelu)
 
     def forward(self, x_BLD: Tensor, real_BL: Tensor) -> Tensor:
         """Mix the positions, (B, L, D)."""

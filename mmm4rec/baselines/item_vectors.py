@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from mmm4rec.batch import ItemCatalogue
 from mmm4rec.config import ModelConfig
 from mmm4rec.errors import ConfigError
-from mmm4rec.layers.item_encoder import ModalityEncoder, rows
+from mmm4rec.layers.item_encoder import ModalityEncoder, check_name, rows
 from mmm4rec.layers.linear import INIT_STD
 from mmm4rec.ops.precision import at_least_float32
 
@@ -32,7 +32,8 @@ class ItemVectors(nn.Module):
     its catalogue, the adapters fit any.
 
     Raises:
-        ConfigError: features are asked for where no item has any, or as `ModalityEncoder`.
+        ConfigError: features are asked for where no item has any, a modality has no usable name, or
+            as `ModalityEncoder`.
     """
 
     def __init__(self, config: ModelConfig, catalogue: ItemCatalogue) -> None:
@@ -44,6 +45,8 @@ class ItemVectors(nn.Module):
                 f"model.item_inputs is features, but no item has {' or '.join(features)} features "
                 "(allowed here: ids). Next: --set model.item_inputs=ids, or mmm4rec prepare"
             )
+        for name in features:
+            check_name(name)
         self.modalities = nn.ModuleDict(
             {name: ModalityEncoder(config, name, modality) for name, modality in features.items()}
         )

@@ -23,10 +23,10 @@ from torch.nn import functional as F
 
 from mmm4rec.baselines.selective_scan import selective_scan
 from mmm4rec.baselines.sequential import SequentialBaseline, at_last
-from mmm4rec.baselines.transformer import GeluFeedForward
 from mmm4rec.batch import ItemCatalogue, SequenceBatch
 from mmm4rec.config import ModelConfig
 from mmm4rec.layers.dropout import Dropout
+from mmm4rec.layers.feed_forward import FeedForward
 from mmm4rec.layers.gated_ssd import initial_step_bias
 from mmm4rec.layers.linear import INIT_STD, CausalConv
 from mmm4rec.layers.norm import LayerNorm
@@ -82,7 +82,7 @@ class MambaLayer(nn.Module):
         self.residual = config.num_layers > 1
         self.mamba = Mamba(config)
         self.norm = LayerNorm(config.d_model, eps=config.norm_eps)
-        self.feed_forward = GeluFeedForward(config)
+        self.feed_forward = FeedForward(config, F.gelu)
         self.dropout = Dropout(config.dropout)
 
     def forward(self, x_BLD: Tensor) -> Tensor:

@@ -14,11 +14,13 @@ Shape letters: B batch, L length, D d_model.
 from __future__ import annotations
 
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from mmm4rec.baselines.sequential import SequentialBaseline, at_last
-from mmm4rec.baselines.transformer import GeluFeedForward, PositionedItems, SelfAttention
+from mmm4rec.baselines.transformer import PositionedItems, SelfAttention
 from mmm4rec.batch import ItemCatalogue, SequenceBatch
 from mmm4rec.config import ModelConfig
+from mmm4rec.layers.feed_forward import FeedForward
 
 
 class SASRec(SequentialBaseline):
@@ -32,7 +34,7 @@ class SASRec(SequentialBaseline):
         super().__init__(config, catalogue)
         self.positioned = PositionedItems(config)
         self.layers = nn.ModuleList(
-            nn.Sequential(SelfAttention(config), GeluFeedForward(config))
+            nn.Sequential(SelfAttention(config), FeedForward(config, F.gelu))
             for _ in range(config.num_layers)
         )
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from mmm4rec.baselines.item_vectors import ItemVectors
 from mmm4rec.batch import ItemCatalogue, SequenceBatch
 from mmm4rec.config import ModelConfig
-from mmm4rec.model import checked_length, split_by_length, take_rows
+from mmm4rec.model import checked_length, split_by_length
 from mmm4rec.ops.precision import at_least_float32, full_precision
 
 
@@ -50,8 +50,7 @@ class SequentialBaseline(nn.Module, ABC):
         x_BLD = self.item_encoder(batch.items_BL)
         pieces = split_by_length(batch.lengths_B, checked_length(batch, self.max_len))
         users = [
-            self.read(x_BLD[rows_R, :longest], take_rows(batch, rows_R))
-            for rows_R, longest in pieces
+            self.read(x_BLD[rows_R, :longest], batch.take(rows_R)) for rows_R, longest in pieces
         ]
         order_B = torch.cat([rows_R for rows_R, _ in pieces])
         return torch.cat(users)[order_B.argsort()]

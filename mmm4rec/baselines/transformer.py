@@ -3,8 +3,7 @@
 Checked against torch's own `nn.MultiheadAttention` and `nn.TransformerEncoderLayer` with the same
 weights: test_sasrec.py, test_bsarec.py.
 
-Shape letters: B batch, L length, D d_model, F width of the feed-forward
-block, H attention heads, P head width.
+Shape letters: B batch, L length, D d_model, H attention heads, P head width.
 """
 
 from __future__ import annotations
@@ -16,7 +15,6 @@ from mmm4rec.baselines.item_vectors import Embedding
 from mmm4rec.config import ModelConfig
 from mmm4rec.errors import ConfigError
 from mmm4rec.layers.dropout import Dropout
-from mmm4rec.layers.feed_forward import FeedForward
 from mmm4rec.layers.linear import Linear, SplitLinear
 from mmm4rec.layers.norm import LayerNorm
 
@@ -71,14 +69,4 @@ class SelfAttention(nn.Module):
         )
         attended_BLD = self.out_proj(y_BHLP.transpose(1, 2).flatten(2))
         output_BLD: Tensor = self.norm(self.dropout(attended_BLD) + x_BLD)
-        return output_BLD
-
-
-class GeluFeedForward(FeedForward):
-    """LN(x + Drop(fc2(Drop(GELU(fc1 x)))))."""
-
-    def forward(self, x_BLD: Tensor) -> Tensor:
-        """Transform each position, (..., D)."""
-        hidden_BLF = self.dropout(F.gelu(self.fc1(x_BLD)))
-        output_BLD: Tensor = self.norm(self.dropout(self.fc2(hidden_BLF)) + x_BLD)
         return output_BLD

@@ -11,14 +11,17 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mmm4rec.config import ModelConfig
-from mmm4rec.layers.gated_ssd import GatedSSD, initial_log_decay, initial_step_bias
-from mmm4rec.layers.linear import Linear
-from mmm4rec.layers.norm import GatedRMSNorm
+from mmm4rec.layers.gated_ssd import (
+    GatedMixer,
+    GatedSSD,
+    initial_log_decay,
+    initial_step_bias,
+)
 from mmm4rec.ops.precision import at_least_float32, full_precision
 
 
-class GatedAttention(nn.Module):
-    """W_o RMSNorm(softmax(C B^T / sqrt(P) + log M) x * SiLU(z)) + b_o.
+class GatedAttention(GatedMixer):
+    """y = softmax(C B^T / sqrt(P) + log M) x.
 
     The SSD is (C B^T * M) x with a decay matrix M (arXiv:2405.21060); here C asks, B is asked, x
     answers and a softmax weighs, while projections, convolutions, gate and norm stay. Time steers
@@ -33,12 +36,10 @@ class GatedAttention(nn.Module):
     """
 
     def __init__(self, config: ModelConfig, *, use_time: bool) -> None:
-        super().__init__()
+        super().__init__(config)
         self.num_heads = config.num_heads
         self.A_log = nn.Parameter(torch.empty(config.num_heads)) if use_time else None
         self.dt_bias = nn.Parameter(torch.empty(config.num_heads)) if use_time else None
-        self.norm = GatedRMSNorm(config.d_inner, eps=config.norm_eps)
-        self.out_proj = Linear(config.d_inner, config.d_model)
         self.reset_parameters()
 
     @torch.no_grad()
@@ -47,11 +48,6 @@ class GatedAttention(nn.Module):
         if self.A_log is not None and self.dt_bias is not None:
             self.A_log.copy_(initial_log_decay(self.A_log))
             self.dt_bias.copy_(initial_step_bias(self.dt_bias))
-
-    def forward(self, y_BLE: Tensor, z_BLE: Tensor) -> Tensor:
-        """Gate, normalise and project what `mix` returned, (..., E) to (..., D)."""
-        output_BLD: Tensor = self.out_proj(self.norm(y_BLE, z_BLE))
-        return output_BLD
 
     def mix(
         self,

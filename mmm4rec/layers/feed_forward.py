@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -12,10 +14,13 @@ from mmm4rec.layers.norm import LayerNorm
 
 
 class FeedForward(nn.Module):
-    """LN(x + Drop(fc2(Drop(Hardswish(fc1 x)))))."""
+    """LN(x + Drop(fc2(Drop(activation(fc1 x))))); Hardswish in this model."""
 
-    def __init__(self, config: ModelConfig) -> None:
+    def __init__(
+        self, config: ModelConfig, activation: Callable[[Tensor], Tensor] = F.hardswish
+    ) -> None:
         super().__init__()
+        self.activation = activation
         self.fc1 = Linear(config.d_model, config.d_feed_forward)
         self.fc2 = Linear(config.d_feed_forward, config.d_model)
         self.norm = LayerNorm(config.d_model, eps=config.norm_eps)
@@ -23,7 +28,7 @@ class FeedForward(nn.Module):
 
     def forward(self, x_BLD: Tensor) -> Tensor:
         """Transform each position, (..., D)."""
-        hidden_BLF = self.dropout(F.hardswish(self.fc1(x_BLD)))
+        hidden_BLF = self.dropout(self.activation(self.fc1(x_BLD)))
         output_BLD: Tensor = self.norm(self.dropout(self.fc2(hidden_BLF)) + x_BLD)
         return output_BLD
 

@@ -8,6 +8,7 @@ Shape letters: B batch, H heads, L max_len, W frequency bins (L // 2 + 1).
 from __future__ import annotations
 
 import functools
+from abc import ABC, abstractmethod
 
 import torch
 from torch import Tensor, nn
@@ -68,7 +69,7 @@ class ConstantKernel(nn.Module):
         self.real.add_(offset)
 
 
-class TimeFilter(nn.Module):
+class TimeFilter(nn.Module, ABC):
     """What makes one time signal of the asking and the answering stream's."""
 
     def forward(
@@ -85,9 +86,9 @@ class TimeFilter(nn.Module):
             output_BHL = self.mix(query_BHL, source_BHL)
         return output_BHL if mask_BHL is None else output_BHL * mask_BHL
 
+    @abstractmethod
     def mix(self, query_BHL: Tensor, source_BHL: Tensor) -> Tensor:
         """Return the mixed signal, padding not yet masked."""
-        raise NotImplementedError
 
 
 class MeanSignal(TimeFilter):

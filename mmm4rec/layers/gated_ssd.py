@@ -18,14 +18,25 @@ INITIAL_STEP = (1e-3, 0.1)  # drawn log-uniformly
 INITIAL_DECAY = (1.0, 16.0)  # of -A, drawn uniformly
 
 
-class GatedSSD(nn.Module):
-    """W_o RMSNorm(SSD(x, dt, B, C) * SiLU(z)) + b_o.
-
-    `mix` runs over positions, `forward` does the rest, position by position.
-    """
+class GatedMixer(nn.Module):
+    """W_o RMSNorm(y * SiLU(z)) + b_o, position by position; what y is, subclasses say in `mix`."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
+        self.norm = GatedRMSNorm(config.d_inner, eps=config.norm_eps)
+        self.out_proj = Linear(config.d_inner, config.d_model)
+
+    def forward(self, y_BLE: Tensor, z_BLE: Tensor) -> Tensor:
+        """Gate, normalise and project what `mix` returned, (..., E) to (..., D)."""
+        output_BLD: Tensor = self.out_proj(self.norm(y_BLE, z_BLE))
+        return output_BLD
+
+
+class GatedSSD(GatedMixer):
+    """y = SSD(x, dt, B, C)."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__(config)
         self.head_dim = config.head_dim
         self.d_state = config.d_state
         self.skip = config.skip
@@ -33,8 +44,6 @@ class GatedSSD(nn.Module):
         self.A_log = nn.Parameter(torch.empty(config.num_heads))
         self.D = nn.Parameter(torch.ones(config.num_heads))
         self.dt_bias = nn.Parameter(torch.empty(config.num_heads))
-        self.norm = GatedRMSNorm(config.d_inner, eps=config.norm_eps)
-        self.out_proj = Linear(config.d_inner, config.d_model)
         self.reset_parameters()
 
     @torch.no_grad()
@@ -43,11 +52,6 @@ class GatedSSD(nn.Module):
         self.A_log.copy_(initial_log_decay(self.A_log))
         self.D.fill_(1)
         self.dt_bias.copy_(initial_step_bias(self.dt_bias))
-
-    def forward(self, y_BLE: Tensor, z_BLE: Tensor) -> Tensor:
-        """Gate, normalise and project what `mix` returned, (..., E) to (..., D)."""
-        output_BLD: Tensor = self.out_proj(self.norm(y_BLE, z_BLE))
-        return output_BLD
 
     def mix(
         self,

@@ -105,7 +105,7 @@ class ItemEncoder(nn.Module):
         self.temperature = config.temperature
         self.eps = config.norm_eps
         for name in catalogue.features:
-            _check_name(name)
+            check_name(name)
         self.modalities = nn.ModuleDict(
             {name: ModalityEncoder(config, name, f) for name, f in catalogue.features.items()}
         )
@@ -166,7 +166,12 @@ def _unit_sum(*vectors_ND: Tensor, eps: float, temperature: float) -> Tensor:
     return sum(others, start=first_ND) / temperature
 
 
-def _check_name(name: str) -> None:
+def check_name(name: str) -> None:
+    """Check that a modality can name a part of a model.
+
+    Raises:
+        ConfigError: it cannot.
+    """
     if not name.isidentifier() or hasattr(nn.ModuleDict, name):
         raise ConfigError(
             f"the modality {name!r} cannot name a part of the model: a name has letters, digits "

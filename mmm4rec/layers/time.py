@@ -24,7 +24,7 @@ from mmm4rec.layers.norm import PositionNorm
 from mmm4rec.ops.precision import at_least_float32, full_precision
 
 DAY = 86_400  # seconds
-YEARS = 3_650 * DAY  # ten of them: a gap that comes out as 2
+TEN_YEARS = 3_650 * DAY  # a gap that comes out as 2
 LONGEST_UNIT = 30 * DAY
 
 
@@ -58,7 +58,7 @@ def log_gaps(seconds_BL: Tensor, units_H: Tensor) -> Tensor:
     """
     units_H1 = units_H[:, None]
     gaps_B1L = seconds_BL.clamp(min=0).to(units_H.dtype)[:, None]
-    return 4 * torch.log1p(gaps_B1L / units_H1) / torch.log1p(YEARS / units_H1) - 2
+    return 4 * torch.log1p(gaps_B1L / units_H1) / torch.log1p(TEN_YEARS / units_H1) - 2
 
 
 def head_units(kind: str, num_heads: int) -> Tensor:
@@ -169,7 +169,7 @@ class TimeScale(nn.Module):
             scale_BHL = 1 + change_BHL if self.alive else F.tanhshrink(change_BHL)
             scaled_BLH = (signal_BHL * scale_BHL).mT
             (r_BLH,) = self.conv2(*self.conv1(scaled_BLH))
-            # Differs from the official code: two SiLUs near 0 leave a tenth of the signal.
+            # Differs from the official code: two convolutions with SiLU shrink a small signal.
             return r_BLH + scaled_BLH if self.residual else r_BLH
 
 

@@ -43,7 +43,7 @@ PERIODS = (3, 5)  # of the rhythm, in interactions, by the hidden bit
 RHYTHM = 1.5  # amplitude, in standard deviations of the noise
 RHYTHM_LENGTH = 18  # interactions before the target
 START = 1_262_304_000  # 2010-01-01
-BETWEEN = (3, 6)  # steps from the marked item to the last one
+BETWEEN = (3, 5)  # steps from the marked item to the last one before the answer
 
 IntArray = NDArray[np.int64]
 FloatArray = NDArray[np.float64]
@@ -133,7 +133,7 @@ def _draw_steps(rng: np.random.Generator, kind: Kind, unit: Unit) -> User:
 
 def _draw_marked(rng: np.random.Generator, kind: Kind, unit: Unit) -> User:
     """Fillers, a marked item, fillers, a question, the answer."""
-    before, after = int(rng.integers(2, 5)), int(rng.integers(*BETWEEN)) - 1
+    before, after = int(rng.integers(2, 5)), int(rng.integers(BETWEEN[0], BETWEEN[1] + 1)) - 1
     marked = 2 * NUM_CLUSTERS
     fillers = rng.integers(NUM_CLUSTERS, size=before + after)
     clusters = [*fillers[:before], marked, *fillers[before:]]

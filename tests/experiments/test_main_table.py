@@ -1,6 +1,7 @@
 from dataclasses import replace
 
 from experiments import main_table, table5
+from experiments.cells import COMPARED, specs_of_domains
 from experiments.runs import Outcome, settings_of
 
 
@@ -8,7 +9,7 @@ def test_every_model_knows_ids_features_or_both(workspace):
     ways = main_table.ways(workspace, "MiniOffice", 2)
     names = [way.name for way in ways]
     assert len(names) == len(set(names)) == 2 + 5 * 3 + 4
-    for preset in main_table.BASELINES.values():
+    for preset in COMPARED.values():
         known = [way for way in ways if way.specs[0].presets == (preset,)]
         configs = [settings_of(way.specs[0], workspace) for way in known]
         assert {config.model.name for config in configs} == {preset}
@@ -21,7 +22,7 @@ def test_every_model_knows_ids_features_or_both(workspace):
 
 def test_its_own_rows_are_the_runs_of_the_other_tables(workspace):
     own = [way.specs[0] for way in main_table.ways(workspace, "MiniOffice", 1)[-4:]]
-    assert set(own) == set(table5.specs(workspace, 1))
+    assert set(own) == set(specs_of_domains(table5.ways, workspace, 1))
 
 
 def test_the_reference_is_the_pre_trained_model_where_there_is_one(workspace, finished):
@@ -29,7 +30,7 @@ def test_the_reference_is_the_pre_trained_model_where_there_is_one(workspace, fi
         (workspace, "MMM4Rec, pre-trained, with item bias"),
         (replace(workspace, pretraining=("Nowhere",)), "MMM4Rec, from scratch, with item bias"),
     ):
-        specs = main_table.specs(world, 1)
+        specs = specs_of_domains(main_table.ways, world, 1)
         outcomes = {
             spec: Outcome(finished(f"{reference}{at}", [(at * user) % 80 for user in range(40)]))
             for at, spec in enumerate(specs)

@@ -4,6 +4,7 @@ import pytest
 from PIL import Image
 
 from experiments import table5
+from experiments.cells import specs_of_domains
 from experiments.expected import Published
 from experiments.runs import Outcome
 
@@ -31,7 +32,7 @@ def of_a_run(best):
 @pytest.fixture
 def outcomes(workspace, finished):
     found = {}
-    for at, spec in enumerate(table5.specs(workspace, 2)):
+    for at, spec in enumerate(specs_of_domains(table5.ways, workspace, 2)):
         ranks = [(user * (at + 1)) % 70 for user in range(50)]
         found[spec] = Outcome(finished(str(at), ranks, [0.1, 0.3, 0.2], **of_a_run(5 + at)))
     return found
@@ -40,7 +41,7 @@ def outcomes(workspace, finished):
 def test_the_rows_are_pre_trained_or_not_with_item_bias_or_without(workspace):
     ways = table5.ways(workspace, "MiniOffice", 3)
     assert [way.name for way in ways] == NAMES
-    specs = table5.specs(workspace, 3)
+    specs = specs_of_domains(table5.ways, workspace, 3)
     assert len(set(specs)) == len(specs) == 12
     assert len({spec.source for spec in specs if spec.source}) == 3  # shared by both biases
 

@@ -3,6 +3,7 @@ from dataclasses import replace
 import pytest
 
 from experiments import table6
+from experiments.cells import specs_of_domains
 from experiments.expected import Published
 from experiments.runs import Outcome, settings_of
 
@@ -24,7 +25,7 @@ def outcomes(workspace, finished):
     def ranks(at):
         return [(7 * user * (at + 1)) % (60 + at) for user in range(50)]
 
-    specs = table6.specs(workspace, 1)
+    specs = specs_of_domains(table6.ways, workspace, 1)
     return {spec: Outcome(finished(str(at), ranks(at))) for at, spec in enumerate(specs)}
 
 
@@ -60,7 +61,7 @@ def test_from_scratch_only_where_pre_training_is_impossible(workspace, monkeypat
     quoted = Published(0.1, 0.01, "a table", "v3")
     monkeypatch.setattr("experiments.table6.find_published", lambda *key: quoted)
     wanting = replace(workspace, pretraining=("Nowhere",))
-    specs = table6.specs(wanting, 1)
+    specs = specs_of_domains(table6.ways, wanting, 1)
     assert all(spec.source is None for spec in specs)
     outcomes = {s: Outcome(finished(f"s{at}", range(50))) for at, s in enumerate(specs)}
     (section,) = table6.sections(wanting, 1, outcomes)

@@ -62,3 +62,10 @@ def test_what_is_hidden_is_known_and_a_share():
         )
         with pytest.raises(ConfigError, match=message):
             _set(f"data.hidden_modalities={value}")
+
+
+def test_raw_seconds_are_read_through_a_norm():
+    with pytest.raises(ConfigError, match=r"model\.time_gaps is seconds and model\.time_norm none"):
+        _set("model.time_gaps=seconds")
+    assert _set("model.time_gaps=seconds", "model.use_time=false").model.time_gaps == "seconds"
+    assert _set("model.time_gaps=seconds", "model.time_norm=real_positions").model.use_time

@@ -6,7 +6,7 @@ from torch.testing import assert_close
 
 from mmm4rec.errors import DataError
 from mmm4rec.loss import catalogue_loss
-from mmm4rec.model import take_rows, weight_decay_parameters
+from mmm4rec.model import weight_decay_parameters
 
 TWO_LAYERS = "model.num_layers=2"
 
@@ -29,7 +29,7 @@ def test_what_stands_behind_the_last_item_changes_nothing(model, batch):
 
 def test_a_user_does_not_know_the_future_of_his_history(model, batch):
     # The first three items of a longer history are read as if there was nothing more.
-    whole = take_rows(batch, batch.lengths_B > 3)
+    whole = batch.take(batch.lengths_B > 3)
     cut = replace(whole, lengths_B=torch.full_like(whole.lengths_B, 3))
     short = replace(cut, items_BL=cut.items_BL[:, :3], timestamps_BL=cut.timestamps_BL[:, :3])
     assert_close(model(cut), model(short), rtol=0, atol=1e-12)
@@ -49,7 +49,7 @@ def test_how_far_a_batch_is_padded_changes_nothing(name, build, batch):
 def test_a_user_s_vector_does_not_depend_on_the_others(model, batch, monkeypatch):
     together = model(batch)
     order_B = torch.randperm(7, generator=torch.Generator().manual_seed(0))
-    assert_close(model(take_rows(batch, order_B)), together[order_B], rtol=0, atol=1e-12)
+    assert_close(model(batch.take(order_B)), together[order_B], rtol=0, atol=1e-12)
     monkeypatch.setattr("mmm4rec.model.ROWS_AT_ONCE", 2)
     assert_close(model(batch), together, rtol=0, atol=1e-12)
 

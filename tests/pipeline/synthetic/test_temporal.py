@@ -48,7 +48,7 @@ def test_times_tell_the_answer(kind, back, unit):
     for (clusters, gaps), bit in zip(users(world), world.bits_U, strict=True):
         if kind == "marked":
             (at,) = np.flatnonzero(clusters == 2 * NUM_CLUSTERS)
-            assert 3 <= len(clusters) - 1 - at <= 6
+            assert 3 <= len(clusters) - 2 - at <= 5  # steps to the last one before the answer
         else:
             at = len(clusters) - 1 - (back or 0)
         read = 0 if kind == "nothing" else int(gaps[at] > border)
