@@ -105,17 +105,17 @@ def draw_points(
         path: the PNG to write.
         line: the fitted values by ascending x; None: no line.
     """
-    looks = _looks(["points", "fit"])
-    with _picture(path, [""], x_label, y_label) as (_, axes):
-        if line:
-            _draw_band(axes[0], line, looks["fit"] | {"marker": ""})
+    looks = _looks([label for label, _, _ in points])
+    with _picture(path, [""], x_label, y_label) as (figure, axes):
         for label, x, y in points:
-            _draw_error_bar(axes[0], x, y, looks["points"])
-            axes[0].annotate(
-                label, (x, y.value), textcoords="offset points", xytext=(7, 5), fontsize=8
-            )
+            _draw_error_bar(axes[0], x, y, looks[label])
         axes[0].axhline(0, color="gray", linewidth=0.8, zorder=0)
-        axes[0].margins(x=0.15)  # room for the labels
+        # The band of a line through few points may be far wider than all of them.
+        bottom, top = axes[0].get_ylim()
+        if line:
+            _draw_band(axes[0], line, {"color": "gray", "linestyle": "-", "marker": ""})
+        axes[0].set_ylim(bottom, top)
+        _add_legend(figure, looks, "bar: 95 % interval")
 
 
 def _looks(names: list[str]) -> dict[str, Look]:

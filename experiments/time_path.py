@@ -30,7 +30,6 @@ from pipeline.tables import INTERACTION_SCHEMA
 
 STEPS_PER_EPOCH = 100
 METRIC = "val/recall@10"
-RULE_EPOCHS = 3  # of the models whose gain from time is set against what `describe` says
 
 Changes = dict[str, Any]
 
@@ -113,19 +112,25 @@ def settings(changes: Changes, kind: Kind, seed: int) -> Config:
 
 
 def train(
-    config: Config, kind: Kind, unit: Unit, folder: Path, stage: str
+    changes: Changes, kind: Kind, unit: Unit, seed: int, folder: Path
 ) -> tuple[Run, TemporalWorld]:
     """Train one model on one world, or find the run that did; return the world too."""
+    config = settings(changes, kind, seed)
     data = PlantedData(config, kind, unit, batches=STEPS_PER_EPOCH)
     run = fit(
-        config, data, stage=stage, runs_dir=folder / "runs", reuse=True, echo=lambda line: None
+        config,
+        data,
+        stage="finetune",
+        runs_dir=folder / "runs",
+        reuse=True,
+        echo=lambda line: None,
     )
     return run, data.world
 
 
 def measure(changes: Changes, kind: Kind, unit: Unit, seed: int, folder: Path) -> Outcome:
     """Return how far one model comes on one world."""
-    run, world = train(settings(changes, kind, seed), kind, unit, folder, "pretrain")
+    run, world = train(changes, kind, unit, seed, folder)
     curve = read_curve(run.folder, METRIC)
     blind, seeing = world.ceilings(VALIDATION_USERS)
     reached = curve[-1][1]
@@ -209,15 +214,14 @@ class Studies:
         return outcomes
 
     def _gain(self, kind: Kind, unit: Unit) -> TimeGain:
-        short: Changes = {"trainer": {"max_epochs": RULE_EPOCHS}}
         values = []
         for way in ("without time", "corrected"):
-            config = settings(merge_settings(WAYS[way], short), kind, 0)
-            run, world = train(config, kind, unit, self.folder, "finetune")
+            run, world = train(WAYS[way], kind, unit, 0, self.folder)
             values.append([user_metrics(run.folder, (10,))["ndcg@10"]])
         found = compare(*values)
+        max_len = settings({}, kind, 0).model.max_len
         statistics = describe_interactions(
-            f"{kind}, {unit}", interactions(world), has_time=True, max_len=config.model.max_len
+            f"{kind}, {unit}", interactions(world), has_time=True, max_len=max_len
         )
         gain = Estimate(found.difference, found.low, found.high, seeds=1)
         self.echo(f"{kind}, {unit}: gain {gain.value:.4f}")

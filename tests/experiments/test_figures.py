@@ -108,8 +108,8 @@ def test_points_have_labels_error_bars_and_a_fit(tmp_path, drawn):
     draw_points(points, x_label="x", y_label="y", path=tmp_path / "p.png", line=fit)
     draw_points(points, x_label="x", y_label="y", path=tmp_path / "q.png")
     (axis,), (plain,) = (figure.axes for figure in drawn)
-    assert [text.get_text() for text in axis.texts] == ["Office", "Arts"]
-    assert [text.xy for text in axis.texts] == [(1.0, 0.15), (1.5, -0.2)]
+    assert list(legend_of(drawn[0])) == ["Office", "Arts"]
+    assert len({mark[2] for mark in marks(axis)}) == 2
     assert [mark[:2] for mark in marks(axis)] == [(1.0, 0.15), (1.5, -0.2)]
     bars = [line.get_xydata().tolist() for line in axis.lines if len(line.get_xdata()) == 2]
     assert [[1.0, 0.05], [1.0, 0.16]] in bars
@@ -117,11 +117,20 @@ def test_points_have_labels_error_bars_and_a_fit(tmp_path, drawn):
     assert (len(axis.collections), len(plain.collections)) == (1, 0)
 
 
+def test_a_wide_band_does_not_flatten_the_points(tmp_path, drawn):
+    wide = [(0.0, Estimate(0.1, -70.0, 70.0, 1)), (1.0, Estimate(0.2, -90.0, 90.0, 1))]
+    path = tmp_path / "p.png"
+    draw_points([("a", 0.5, point(0.1))], x_label="x", y_label="y", path=path, line=wide)
+    bottom, top = drawn[0].axes[0].get_ylim()
+    assert -0.1 < bottom < 0
+    assert 0.11 < top < 0.2
+
+
 @pytest.mark.parametrize("name", ["$x_{$", "_hidden", "a\nb", "<b>&"])
 def test_names_from_folders_are_plain_text(tmp_path, drawn, name):
     draw_curves({name: {name: [CURVE]}}, "val/ndcg@10", tmp_path / "c.png")
     draw_points([(name, 0.0, point(1))], x_label="x", y_label="y", path=tmp_path / "p.png")
-    assert list(legend_of(drawn[0])) == [name]
+    assert list(legend_of(drawn[0])) == list(legend_of(drawn[1])) == [name]
     assert drawn[0].axes[0].get_title() == name
 
 
