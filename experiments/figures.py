@@ -29,6 +29,7 @@ COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#0
 DASHES = ("-", "--", ":")  # the second seven names are dashed, the third dotted
 MARKERS = ("o", "s", "^")
 PANELS_PER_ROW = 3
+PANEL_WIDTH, LEGEND_ROW = 5.0, 0.22  # inches
 
 
 def read_curve(run_folder: Path, metric: str) -> Curve:
@@ -137,7 +138,7 @@ def _picture(
     rows = -(-len(titles) // columns)
     # Names come from folders: a dollar sign must not begin a formula.
     with mpl.rc_context({"text.parse_math": False}):
-        figure = Figure(figsize=(5 * columns, 3.6 * rows), layout="constrained")
+        figure = Figure(figsize=(PANEL_WIDTH * columns, 3.6 * rows), layout="constrained")
         grid = figure.subplots(rows, columns, sharey=True, squeeze=False)
         axes = list(grid.flat)
         for axis, title in zip(axes, titles, strict=False):
@@ -173,6 +174,8 @@ def _draw_error_bar(axis: Axes, x: float, y: Estimate, look: Look) -> None:
 
 
 def _add_legend(figure: Figure, looks: dict[str, Look], title: str) -> None:
-    """Put the legend below all panels, where it hides nothing."""
+    """Put the legend below all panels, where it hides nothing; the figure grows by its rows."""
     handles: list[Artist] = [Line2D([], [], **look) for look in looks.values()]
-    figure.legend(handles, list(looks), title=title, loc="outside lower center", ncols=3)
+    columns = 3 if figure.get_figwidth() > PANEL_WIDTH else 2
+    figure.set_figheight(figure.get_figheight() + LEGEND_ROW * -(-len(looks) // columns))
+    figure.legend(handles, list(looks), title=title, loc="outside lower center", ncols=columns)

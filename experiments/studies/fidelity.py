@@ -25,8 +25,8 @@ NOTES = [
     "Each row is the corrected model with one field set to what the authors' released code "
     "computes, in pre-training and in fine-tuning. The fields of the preparation of data are left "
     "out: they change the data, not the training.",
-    "data.target_time=leaked lets the model see when the target was bought: its metric is not one "
-    "that a recommender could reach.",
+    "data.target_time=leaked leaves the target's time behind the last item. The corrected time "
+    "path masks what stands there, so that alone it changes nothing.",
     "model.time_gaps=seconds: with model.time_norm=real_positions, without which it diverges.",
     f"{ACCUMULATION}: against the corrected model that also accumulates 4 batches.",
     "Holm's correction over the rows of a column.",
