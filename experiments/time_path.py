@@ -1,6 +1,7 @@
 """What makes the time path work: planted worlds, a ladder of switches, the filter's share.
 
 python -m experiments.time_path worlds ladder filter rule --seeds 5
+python -m experiments.time_path rule --data-dir demo/data --domain MiniOffice --domain MiniArts
 """
 
 from __future__ import annotations
@@ -13,7 +14,9 @@ from typing import Any
 
 import numpy as np
 import polars as pl
+from torch import Tensor
 
+from experiments.cells import ABSENT
 from experiments.figures import Curve, draw_curves, read_curve
 from experiments.planted import VALIDATION_USERS, PlantedData
 from experiments.presets import find_preset
@@ -24,12 +27,14 @@ from mmm4rec.config import OFFICIAL, Config
 from mmm4rec.run_folder import Echo, environment
 from mmm4rec.runner import Run, fit
 from mmm4rec.settings import build_config, merge_settings, read_preset
-from pipeline.describe import describe_interactions
-from pipeline.synthetic.temporal import KINDS, Kind, TemporalWorld, Unit
+from pipeline.datamodule import SequenceDataModule
+from pipeline.describe import DomainStatistics, describe_domain, describe_interactions
+from pipeline.synthetic.temporal import KINDS, UNITS, Kind, TemporalWorld, Unit
 from pipeline.tables import INTERACTION_SCHEMA
 
 STEPS_PER_EPOCH = 100
 METRIC = "val/recall@10"
+DOMAIN_PRESET = "demo-finetune"  # of prepared domains: from scratch, small, stopped early
 
 Changes = dict[str, Any]
 
@@ -73,19 +78,13 @@ FILTERS: dict[str, Changes] = {
     "text only": _model(time_filter="source_only"),
     "image only": _model(time_filter="query_only"),
 }
-WORLDS: list[tuple[Kind, Unit]] = [
-    ("gap", "days"),
-    ("gap", "seconds"),
-    ("query", "days"),
-    ("marked", "days"),
-    ("rhythm", "days"),
-    ("nothing", "days"),
-]
+BLIND = "without time"
 WAYS: dict[str, Changes] = {
     "corrected": {},
     "official": _OFFICIAL,
-    "without time": _model(use_time=False),
+    BLIND: _model(use_time=False),
 }
+WORLDS: list[tuple[Kind, Unit]] = [(kind, unit) for kind in KINDS for unit in UNITS]
 
 
 @dataclass(frozen=True)
@@ -117,7 +116,28 @@ def train(
     """Train one model on one world, or find the run that did; return the world too."""
     config = settings(changes, kind, seed)
     data = PlantedData(config, kind, unit, batches=STEPS_PER_EPOCH)
-    run = fit(
+    return _fit(config, data, folder), data.world
+
+
+def domain_settings(changes: Changes, data_dir: Path, seed: int) -> Config:
+    """Return the configuration of a run on a prepared domain."""
+    values = merge_settings(read_preset(find_preset(DOMAIN_PRESET)), changes)
+    here: Changes = {"trainer": {"seed": seed}, "data": {"data_dir": str(data_dir)}}
+    return build_config(merge_settings(values, here), f"the preset {DOMAIN_PRESET}")
+
+
+def train_on_domain(changes: Changes, domain: str, data_dir: Path, seed: int, folder: Path) -> Run:
+    """Train one model from scratch on a prepared domain, or find the run that did.
+
+    Raises:
+        DataError: the domain is not prepared.
+    """
+    config = domain_settings(changes, data_dir, seed)
+    return _fit(config, SequenceDataModule.from_config(config, [domain], "finetune"), folder)
+
+
+def _fit(config: Config, data: SequenceDataModule, folder: Path) -> Run:
+    return fit(
         config,
         data,
         stage="finetune",
@@ -125,7 +145,6 @@ def train(
         reuse=True,
         echo=lambda line: None,
     )
-    return run, data.world
 
 
 def measure(changes: Changes, kind: Kind, unit: Unit, seed: int, folder: Path) -> Outcome:
@@ -145,21 +164,30 @@ class Studies:
 
     Attributes:
         folder: holds runs and report.
-        seeds: how many, from 0.
+        seeds: how many, from 0; of the planted worlds in `rule` the first alone.
+        domains: prepared ones for `rule`, besides the planted worlds.
+        data_dir: holds `prepared/` of these domains.
         echo: told what happens.
     """
 
     folder: Path
     seeds: int
+    domains: list[str]
+    data_dir: Path
     echo: Echo
 
     def worlds(self) -> Section:
-        """Return the corrected model, the official one and one without time on every world."""
+        """Return the corrected and the official model on every world, in `nothing` a blind one."""
         rows, panels = [], {}
         for kind, unit in WORLDS:
             name = f"{kind}, {unit}"
-            found = {way: self._outcomes(WAYS[way], kind, unit, f"{name}: {way}") for way in WAYS}
-            rows.append(Row(name, [_way_cell(outcomes) for outcomes in found.values()]))
+            found = {
+                way: self._outcomes(changes, kind, unit, f"{name}: {way}")
+                for way, changes in WAYS.items()
+                if way != BLIND or kind == "nothing"  # elsewhere its ceiling is known
+            }
+            cells = [_way_cell(found[way]) if way in found else Cell(ABSENT) for way in WAYS]
+            rows.append(Row(name, cells))
             panels[name] = {way: [o.curve for o in outcomes] for way, outcomes in found.items()}
         table = Table(
             "Share of the way from the blind to the seeing ceiling after 1,000 steps",
@@ -171,7 +199,7 @@ class Studies:
 
     def ladder(self) -> Section:
         """Return what each switch moves."""
-        return self._compared("The ladder", LADDER, ("gap", "marked"), "ladder.png")
+        return self._compared("The ladder", LADDER, ("gap",), "ladder.png")
 
     def filter(self) -> Section:
         """Return what the filter adds where a rhythm decides."""
@@ -179,11 +207,13 @@ class Studies:
 
     def rule(self) -> Section:
         """Return which statistic of the times tells what time is worth to a model."""
-        rows = [self._gain(kind, unit) for kind in KINDS for unit in ("days", "seconds")]
+        # First the domains: where one is not prepared that is said at once.
+        rows = [self._gain_on_domain(domain) for domain in self.domains]
+        rows += [self._gain(kind, unit) for kind, unit in WORLDS]
         rule = fit_time_rule(rows)
         picture = self.folder / "rule.png"
         draw_rule(rule, picture)
-        figure = Figure("Gain from time", picture, "One point per planted world.")
+        figure = Figure("Gain from time", picture, "One point per planted world or domain.")
         return Section("When does time help?", rule.paragraph(), [], [figure])
 
     def _compared(
@@ -214,18 +244,37 @@ class Studies:
         return outcomes
 
     def _gain(self, kind: Kind, unit: Unit) -> TimeGain:
-        values = []
-        for way in ("without time", "corrected"):
-            run, world = train(WAYS[way], kind, unit, 0, self.folder)
-            values.append([user_metrics(run.folder, (10,))["ndcg@10"]])
-        found = compare(*values)
+        without, _ = train(WAYS[BLIND], kind, unit, 0, self.folder)
+        timed, world = train(WAYS["corrected"], kind, unit, 0, self.folder)
         max_len = settings({}, kind, 0).model.max_len
-        statistics = describe_interactions(
+        described = describe_interactions(
             f"{kind}, {unit}", interactions(world), has_time=True, max_len=max_len
         )
-        gain = Estimate(found.difference, found.low, found.high, seeds=1)
-        self.echo(f"{kind}, {unit}: gain {gain.value:.4f}")
-        return TimeGain(statistics.domain, statistics, gain)
+        return self._time_gain(described, [without], [timed])
+
+    def _gain_on_domain(self, domain: str) -> TimeGain:
+        max_len = domain_settings({}, self.data_dir, 0).model.max_len
+        described = describe_domain(self.data_dir, domain, max_len)
+        without, timed = (
+            [
+                train_on_domain(WAYS[way], domain, self.data_dir, seed, self.folder)
+                for seed in range(self.seeds)
+            ]
+            for way in (BLIND, "corrected")
+        )
+        return self._time_gain(described, without, timed)
+
+    def _time_gain(
+        self, described: DomainStatistics, without: list[Run], timed: list[Run]
+    ) -> TimeGain:
+        found = compare(*([_ndcg(run) for run in runs] for runs in (without, timed)))
+        gain = Estimate(found.difference, found.low, found.high, seeds=len(timed))
+        self.echo(f"{described.domain}: gain {gain.value:.4f} [{gain.low:.4f}, {gain.high:.4f}]")
+        return TimeGain(described.domain, described, gain)
+
+
+def _ndcg(run: Run) -> Tensor:
+    return user_metrics(run.folder, (10,))["ndcg@10"]
 
 
 def interactions(world: TemporalWorld) -> pl.DataFrame:
@@ -247,16 +296,20 @@ def main(given: list[str] | None = None) -> None:
     names = ("worlds", "ladder", "filter", "rule")
     parser.add_argument("studies", nargs="+", choices=names)
     parser.add_argument("--seeds", type=int, default=5, help="runs of every model")
+    parser.add_argument("--domain", action="append", default=[], help="a prepared one for `rule`")
+    parser.add_argument("--data-dir", type=Path, default=Path("data"), help="holds prepared/")
     parser.add_argument("--out", type=Path, default=Path("reports/time-path"))
     options = parser.parse_args(given)
     options.out.mkdir(parents=True, exist_ok=True)
-    studies = Studies(options.out, options.seeds, partial(print, flush=True))
+    echo = partial(print, flush=True)
+    studies = Studies(options.out, options.seeds, options.domain, options.data_dir, echo)
+    domains = "".join(f" --domain {domain}" for domain in options.domain)
     write_report(
         options.out,
         "The time path",
         [getattr(studies, name)() for name in options.studies],
         command=f"python -m experiments.time_path {' '.join(options.studies)} "
-        f"--seeds {options.seeds}",
+        f"--seeds {options.seeds}{domains}",
         environment=environment(),
     )
 

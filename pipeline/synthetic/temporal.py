@@ -29,6 +29,7 @@ Kind = Literal["gap", "query", "marked", "rhythm", "nothing"]
 Unit = Literal["days", "seconds"]
 
 KINDS: tuple[Kind, ...] = get_args(Kind)
+UNITS: tuple[Unit, ...] = get_args(Unit)
 NUM_CLUSTERS = 8
 ITEMS_PER_CLUSTER = 10
 FOLLOW = 0.9  # probability that the next item is one of the answer

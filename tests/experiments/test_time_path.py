@@ -3,8 +3,20 @@ import pytest
 
 from experiments import time_path
 from experiments.planted import VALIDATION_USERS, PlantedData
-from experiments.time_path import FILTERS, LADDER, WAYS, interactions, measure, settings
+from experiments.statistics import user_metrics
+from experiments.time_path import (
+    BLIND,
+    FILTERS,
+    LADDER,
+    WAYS,
+    interactions,
+    main,
+    measure,
+    settings,
+    train_on_domain,
+)
 from mmm4rec.config import Config
+from mmm4rec.errors import DataError
 
 
 def test_the_ladder_leads_from_the_official_to_the_corrected_time_path():
@@ -46,6 +58,37 @@ def test_the_way_is_measured_between_the_ceilings(tmp_path, monkeypatch):
     assert [epoch for epoch, _ in found.curve] == [1]
     assert found.way == pytest.approx((found.curve[-1][1] - blind) / (seeing - blind))
     assert found.way < 0.1
+
+
+@pytest.mark.slow
+def test_prepared_domains_stand_beside_the_planted_worlds(data_dir, tmp_path, monkeypatch, capsys):
+    brief = {"trainer": {"max_epochs": 1}}
+    ways = {"corrected": brief, BLIND: {**brief, "model": {"use_time": False}}}
+    monkeypatch.setattr(time_path, "STEPS_PER_EPOCH", 2)
+    monkeypatch.setattr(time_path, "WAYS", ways)
+    monkeypatch.setattr(
+        time_path, "WORLDS", [("gap", "days"), ("query", "seconds"), ("nothing", "days")]
+    )
+    given = ["rule", "--seeds", "2", "--data-dir", str(data_dir), "--out", str(tmp_path)]
+    main([*given, "--domain", "MiniOffice"])
+    with_time, without = (
+        np.stack(
+            [
+                user_metrics(
+                    train_on_domain(ways[way], "MiniOffice", data_dir, seed, tmp_path).folder, (10,)
+                )["ndcg@10"]
+                for seed in (0, 1)
+            ]
+        )
+        for way in ("corrected", BLIND)
+    )
+    gain = (with_time - without).mean()
+    assert capsys.readouterr().out.splitlines()[0].startswith(f"MiniOffice: gain {gain:.4f} [")
+    report = (tmp_path / "report.md").read_text()
+    assert "Over 4 domains" in report
+    assert "--seeds 2 --domain MiniOffice" in report
+    with pytest.raises(DataError, match="mmm4rec prepare --domain Arts"):
+        main([*given, "--domain", "Arts"])
 
 
 @pytest.mark.slow
