@@ -11,7 +11,7 @@ from experiments import main_table, table5, table6
 from experiments.cells import specs_of_domains
 from experiments.planning import format_plan, plan_runs
 from experiments.report import Section, write_report
-from experiments.runs import execute, settings_of
+from experiments.runs import Outcomes, execute, settings_of
 from experiments.studies import STUDIES
 from experiments.studies.study import Study
 from experiments.workspace import Workspace, ensure_data, open_workspace
@@ -40,7 +40,7 @@ def reproduce(
     settings: list[str] | None = None,
     echo: Echo = print,
 ) -> None:
-    """Do the runs that some tables need, each once, and write a report per table.
+    """Do the runs that some tables need, each once, and write each table's report after its runs.
 
     What has been done is not done again; what was interrupted is carried on.
 
@@ -69,15 +69,15 @@ def reproduce(
         echo(format_plan(plan_runs(specs, workspace, echo), workspace.gaps()))
         return
     ensure_data(workspace, echo)
-    for report in reports.values():
-        report.prepare(workspace, echo)
     missing = set(workspace.missing(workspace.downstream))
-    outcomes = execute(
-        [spec for spec in specs if not missing & set(spec.domains)], workspace, echo=echo, jobs=jobs
-    )
     for line in workspace.gaps():
         echo(line)
+    outcomes: Outcomes = {}
     for name, report in reports.items():
+        report.prepare(workspace, echo)
+        wanted = [s for s in report.specs(workspace, seeds) if not missing & set(s.domains)]
+        new = [spec for spec in wanted if spec not in outcomes]
+        outcomes |= execute(new, workspace, echo=echo, jobs=jobs)
         target = workspace.reports_dir / name
         sections = [*_gaps(workspace), *report.sections(workspace, seeds, outcomes)]
         write_report(

@@ -35,6 +35,18 @@ def test_without_prepared_data_the_report_says_what_makes_it(tmp_path):
     assert {path.name for path in tmp_path.iterdir()} == {"reports"}
 
 
+def test_a_report_is_there_before_the_runs_of_the_next_one_begin(tmp_path, monkeypatch):
+    found = []
+
+    def execute(specs, workspace, **options):
+        found.append([path.parent.name for path in tmp_path.rglob("report.md")])
+        return {}
+
+    monkeypatch.setattr("experiments.reproduce.execute", execute)
+    reproduce(["table5", "table6"], world="amazon", seeds=1, folder=tmp_path, echo=str)
+    assert found == [[], ["table5"]]
+
+
 def test_a_plan_writes_nothing(tmp_path):
     lines = []
     reproduce(["table5"], world="mini", seeds=2, folder=tmp_path, plan=True, echo=lines.append)
