@@ -100,4 +100,4 @@ def cka_distance(x_ND: Tensor, y_ND: Tensor) -> float:
     x_ND, y_ND = x_ND - x_ND.mean(0), y_ND - y_ND.mean(0)
     own = (x_ND.mT @ x_ND).norm() * (y_ND.mT @ y_ND).norm()
     shared = (x_ND.mT @ y_ND).square().sum()
-    return float(1 - shared / own) if own > 0 else 1.0
+    return max(0.0, float(1 - shared / own)) if own > 0 else 1.0
