@@ -90,6 +90,7 @@ _TIME_FIELDS = {
     "data.target_time",
     "data.query_time",
     "model.time_convolution",
+    "model.time_factor",
     "model.time_filter",
     "model.time_gaps",
     "model.time_norm",
