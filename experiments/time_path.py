@@ -54,7 +54,6 @@ _CLEAN = {"time_gaps": "log_units", "time_norm": "real_positions", "time_dropout
 _ALIVE = {**_CLEAN, "time_scale": "one_plus"}
 _ABSOLUTE = {**_ALIVE, "time_norm": "none"}
 _RESIDUAL = {**_ABSOLUTE, "time_convolution": "residual"}
-_AROUND_ONE = {**_RESIDUAL, "time_factor": "around_one"}
 LADDER: dict[str, Changes] = {
     "official": _OFFICIAL,
     "+ target's time hidden, no decay on the time path": _UNDECAYED,
@@ -62,9 +61,7 @@ LADDER: dict[str, Changes] = {
     "+ scale that starts at 1": {**_UNDECAYED, **_model(**_ALIVE)},
     "+ no norm over a sequence's gaps": {**_UNDECAYED, **_model(**_ABSOLUTE)},
     "+ residual convolutions": {**_UNDECAYED, **_model(**_RESIDUAL)},
-    "+ step multiplied by 1 + r / 2": {**_UNDECAYED, **_model(**_AROUND_ONE)},
     "corrected": {},
-    "corrected, step multiplied by r": _model(time_factor="plain"),
     "corrected, plain convolutions": _model(time_convolution="plain"),
     "corrected, norm over real positions": _model(time_norm="real_positions"),
     "corrected, Tanhshrink": _model(time_scale="tanhshrink"),

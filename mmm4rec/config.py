@@ -23,7 +23,6 @@ OFFICIAL: dict[str, dict[str, Any]] = {
         "time_norm": "all_positions",
         "time_scale": "tanhshrink",
         "time_convolution": "plain",
-        "time_factor": "plain",
         "time_dropout": 0.4,
         "norm_eps": 1e-12,
         "missing_modality": "white",
@@ -256,11 +255,6 @@ class ModelConfig(Section):
         default="residual",
         description="residual: the scaled gaps are added to what the two convolutions make of "
         "them; official: plain, which starts by shrinking them",
-    )
-    time_factor: Literal["around_one", "plain"] = Field(
-        default="around_one",
-        description="what the step is multiplied by; around_one: 1 + r / 2, so that the step is "
-        "the item's own until times matter; official: plain, r itself",
     )
     norm_eps: float = Field(default=1e-5, gt=0, description="of every norm; official: 1e-12")
     missing_modality: Literal["learned", "zero", "white"] = Field(

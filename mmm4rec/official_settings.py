@@ -90,7 +90,6 @@ _TIME_FIELDS = {
     "data.target_time",
     "data.query_time",
     "model.time_convolution",
-    "model.time_factor",
     "model.time_filter",
     "model.time_gaps",
     "model.time_norm",

@@ -55,7 +55,7 @@ class GatedAttention(GatedMixer):
         dt_BLH: Tensor,
         B_BLS: Tensor,
         C_BLS: Tensor,
-        factor_BLH: Tensor | None,
+        r_BLH: Tensor | None,
         read_at_BW: Tensor | None = None,
     ) -> Tensor:
         """Attend to each position and those before it; in float32 at least.
@@ -66,12 +66,12 @@ class GatedAttention(GatedMixer):
                 time.
             B_BLS: keys.
             C_BLS: queries, at all positions or at those of `read_at_BW`.
-            factor_BLH: time's factor of `dt_BLH`, over `max_len` positions, broadcastable to it;
+            r_BLH: time's factor of `dt_BLH`, over `max_len` positions, broadcastable to it;
                 None: 1.
             read_at_BW: the only positions that ask; None: all.
         """
-        if factor_BLH is not None:
-            dt_BLH = at_least_float32(dt_BLH) * factor_BLH[..., : dt_BLH.shape[-2], :]
+        if r_BLH is not None:
+            dt_BLH = at_least_float32(dt_BLH) * r_BLH[..., : dt_BLH.shape[-2], :]
         if read_at_BW is None:
             read_at_BW = torch.arange(x_BLE.shape[-2], device=x_BLE.device)[None]
         with full_precision(x_BLE):

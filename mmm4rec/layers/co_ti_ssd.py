@@ -60,10 +60,8 @@ class TiCoSSD(nn.Module):
         x_BLE, B_BLS, dt_BLH = self.source_proj(source_BLD)
         x_BLE, B_BLS = self.source_conv(x_BLE, B_BLS)
         (C_BLS,) = self.query_conv(C_BLS)
-        factor_BLH = None
-        if self.time_scale is not None:
-            factor_BLH = self.time_scale.factor(self.time_scale(time_BHL))
+        r_BLH = self.time_scale(time_BHL) if self.time_scale is not None else None
         C_BLS = C_BLS[:, -query_BLD.shape[1] :]
-        y_BLE = self.ssd.mix(x_BLE, dt_BLH, B_BLS, C_BLS, factor_BLH, read_at_BW)
+        y_BLE = self.ssd.mix(x_BLE, dt_BLH, B_BLS, C_BLS, r_BLH, read_at_BW)
         answer_BLD: Tensor = self.ssd(y_BLE, self.gate_proj(query_BLD + asked_BLD))
         return answer_BLD

@@ -59,7 +59,7 @@ class GatedSSD(GatedMixer):
         dt_BLH: Tensor,
         B_BLS: Tensor,
         C_BLS: Tensor,
-        factor_BLH: Tensor | None,
+        r_BLH: Tensor | None,
         read_at_BW: Tensor | None = None,
     ) -> Tensor:
         """Run the SSD.
@@ -69,12 +69,12 @@ class GatedSSD(GatedMixer):
             dt_BLH: step before bias and softplus, (..., L, H).
             B_BLS: what enters the state, all groups side by side, S = G * N.
             C_BLS: what reads the state, likewise, at all positions or at those of `read_at_BW`.
-            factor_BLH: time's factor of `dt_BLH`, over `max_len` positions, broadcastable to it;
+            r_BLH: time's factor of `dt_BLH`, over `max_len` positions, broadcastable to it;
                 None: 1.
             read_at_BW: the only positions at which the state is read; None: all.
         """
-        if factor_BLH is not None:
-            dt_BLH = at_least_float32(dt_BLH) * factor_BLH[..., : dt_BLH.shape[-2], :]
+        if r_BLH is not None:
+            dt_BLH = at_least_float32(dt_BLH) * r_BLH[..., : dt_BLH.shape[-2], :]
         y_BLHP = ssd(
             x_BLE.unflatten(-1, (-1, self.head_dim)).flatten(0, -4),
             dt_BLH.flatten(0, -3),

@@ -100,8 +100,8 @@ class Layer(nn.Module):
         window = (
             None if last_B is None else last_window(last_B, self.query_width, streams[-1].shape[1])
         )
-        factor_MBLH, updated = self.ti_ssd.read_time(time)
-        first, *others = self._mix(streams, factor_MBLH, window)
+        r_MBLH, updated = self.ti_ssd.read_time(time)
+        first, *others = self._mix(streams, r_MBLH, window)
         outputs = [self.feed_forward(first)]
         fused_time_BHL = updated.of_modality(0) if updated else None
         for index, fusion in enumerate(self.fusions.values(), start=1):
@@ -116,17 +116,17 @@ class Layer(nn.Module):
         return outputs, updated
 
     def _mix(
-        self, streams: list[Tensor], factor_MBLH: Tensor | None, window: Window | None
+        self, streams: list[Tensor], r_MBLH: Tensor | None, window: Window | None
     ) -> list[Tensor]:
         """Return the streams behind their TiSSD, the last one at its window alone."""
         whole = streams if window is None else streams[:-1]
         mixed: list[Tensor] = []
         if whole:
-            mixed += self.ti_ssd.mix(torch.stack(whole), _of(factor_MBLH, slice(len(whole))))
+            mixed += self.ti_ssd.mix(torch.stack(whole), _of(r_MBLH, slice(len(whole))))
         if window is not None:
             last_1BLD = streams[-1][None]
             block = self.ti_ssd.of_modality(-1)
-            mixed += block.mix(last_1BLD, _of(factor_MBLH, slice(-1, None)), window)
+            mixed += block.mix(last_1BLD, _of(r_MBLH, slice(-1, None)), window)
             streams = [*whole, window.take(streams[-1])]
         return [
             norm(self.dropout(mixed_BLD) + x_BLD)
@@ -147,6 +147,6 @@ def _build_ti_ssd(
     return SeparateTiSSD(config, use_time=use_time, updates_time=updates_time)
 
 
-def _of(factor_MBLH: Tensor | None, modalities: slice) -> Tensor | None:
+def _of(r_MBLH: Tensor | None, modalities: slice) -> Tensor | None:
     """Return the factor of some modalities, which may be one for all."""
-    return factor_MBLH if factor_MBLH is None or len(factor_MBLH) == 1 else factor_MBLH[modalities]
+    return r_MBLH if r_MBLH is None or len(r_MBLH) == 1 else r_MBLH[modalities]

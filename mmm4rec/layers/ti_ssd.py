@@ -54,28 +54,25 @@ class TiSSD(nn.Module):
             Hidden states before residual and norm, (M, B, L, D) or (M, B, W, D), and the updated
             time signal.
         """
-        factor_MBLH, updated = self.read_time(time)
-        return self.mix(x_MBLD, factor_MBLH, window), updated
+        r_MBLH, updated = self.read_time(time)
+        return self.mix(x_MBLD, r_MBLH, window), updated
 
     def read_time(self, time: TimeSignal | None) -> tuple[Tensor | None, TimeSignal | None]:
         """Return the factor of the steps, (M or 1, B, L, H), and the updated time signal."""
         if self.time_scale is None or time is None:
             return None, None
         r_MBLH: Tensor = self.time_scale(time.values_SBHL)
-        factor_MBLH = self.time_scale.factor(r_MBLH)
         if self.time_gate is None:
-            return factor_MBLH, time
+            return r_MBLH, time
         updated = self.time_gate(time.values_SBHL, r_MBLH, time.mask_BHL)
-        return factor_MBLH, replace(time, values_SBHL=updated)
+        return r_MBLH, replace(time, values_SBHL=updated)
 
-    def mix(
-        self, x_MBLD: Tensor, factor_MBLH: Tensor | None, window: Window | None = None
-    ) -> Tensor:
+    def mix(self, x_MBLD: Tensor, r_MBLH: Tensor | None, window: Window | None = None) -> Tensor:
         """Return the hidden states of `forward`, given the factor of the steps."""
         if window is None:
             z_MBLE, x_MBLE, B_MBLS, C_MBLS, dt_MBLH = self.in_proj(x_MBLD)
             x_MBLE, B_MBLS, C_MBLS = self.conv(x_MBLE, B_MBLS, C_MBLS)
-            return self.ssd(self.ssd.mix(x_MBLE, dt_MBLH, B_MBLS, C_MBLS, factor_MBLH), z_MBLE)
+            return self.ssd(self.ssd.mix(x_MBLE, dt_MBLH, B_MBLS, C_MBLS, r_MBLH), z_MBLE)
         width, d_conv = window.at_BW.shape[1], self.conv.weight.shape[-1]
         before = last_window(window.at_BW[:, -1], width + d_conv - 1, x_MBLD.shape[2])
         x_MBWD, x_MBVD = window.take(x_MBLD), before.take(x_MBLD)
@@ -84,7 +81,7 @@ class TiSSD(nn.Module):
         )
         x_MBLE, B_MBLS, C_MBVS = self.conv(x_MBLE, B_MBLS, C_MBVS * before.real_BW[..., None])
         y_MBWE = self.ssd.mix(
-            x_MBLE, dt_MBLH, B_MBLS, C_MBVS[..., -width:, :], factor_MBLH, window.at_BW
+            x_MBLE, dt_MBLH, B_MBLS, C_MBVS[..., -width:, :], r_MBLH, window.at_BW
         )
         return self.ssd(y_MBWE, z_MBWE)
 
@@ -116,8 +113,8 @@ class SeparateTiSSD(nn.Module):
 
     def forward(self, x_MBLD: Tensor, time: TimeSignal | None) -> tuple[Tensor, TimeSignal | None]:
         """Mix each stream over its positions, as `TiSSD.forward`."""
-        factor_MBLH, updated = self.read_time(time)
-        return self.mix(x_MBLD, factor_MBLH), updated
+        r_MBLH, updated = self.read_time(time)
+        return self.mix(x_MBLD, r_MBLH), updated
 
     def read_time(self, time: TimeSignal | None) -> tuple[Tensor | None, TimeSignal | None]:
         """Return the factor of the steps, (M, B, L, H), and the updated time signals."""
@@ -127,19 +124,17 @@ class SeparateTiSSD(nn.Module):
         signals: list[Tensor] = []
         for index in range(len(self.blocks)):
             own = replace(time, values_SBHL=time.of_modality(index)[None])
-            factor_1BLH, updated = self.of_modality(index).read_time(own)
-            if factor_1BLH is None or updated is None:
+            r_1BLH, updated = self.of_modality(index).read_time(own)
+            if r_1BLH is None or updated is None:
                 return None, None
-            factors.append(factor_1BLH)
+            factors.append(r_1BLH)
             signals.append(updated.values_SBHL)
         return torch.cat(factors), replace(time, values_SBHL=torch.cat(signals))
 
-    def mix(self, x_MBLD: Tensor, factor_MBLH: Tensor | None) -> Tensor:
+    def mix(self, x_MBLD: Tensor, r_MBLH: Tensor | None) -> Tensor:
         """Return the hidden states of the first streams, M of them, given the factor of each."""
         mixed = [
-            self.of_modality(index).mix(
-                x_1BLD, None if factor_MBLH is None else factor_MBLH[index][None]
-            )
+            self.of_modality(index).mix(x_1BLD, None if r_MBLH is None else r_MBLH[index][None])
             for index, x_1BLD in enumerate(x_MBLD.split(1))
         ]
         return torch.cat(mixed)

@@ -145,7 +145,7 @@ class TimeEncoder(nn.Module):
 
 
 class TimeScale(nn.Module):
-    """r, and from it the factor of each head's step, from a time signal.
+    """r: the factor of each head's step, from a time signal.
 
     The first two layers act along positions, the same for all heads.
     """
@@ -154,7 +154,6 @@ class TimeScale(nn.Module):
         super().__init__()
         self.alive = config.time_scale == "one_plus"
         self.residual = config.time_convolution == "residual"
-        self.around_one = config.time_factor == "around_one"
         self.fc1 = Linear(config.max_len, config.max_len)
         self.fc2 = Linear(config.max_len, config.max_len)
         self.conv1 = CausalConv(channels=config.num_heads, width=config.d_conv)
@@ -172,15 +171,6 @@ class TimeScale(nn.Module):
             (r_BLH,) = self.conv2(*self.conv1(scaled_BLH))
             # Differs from the official code: two convolutions with SiLU shrink a small signal.
             return r_BLH + scaled_BLH if self.residual else r_BLH
-
-    def factor(self, r_BLH: Tensor) -> Tensor:
-        """Return what the steps are multiplied by, (..., L, H), from what `forward` returned.
-
-        Log gaps range from -2 to 2: their factor starts near 0 to 2, as gaps are long.
-        """
-        # Differs from the official code: r itself silences what an item says of its own step
-        # wherever a gap is middling, and turns it round wherever it is short.
-        return 1 + r_BLH / 2 if self.around_one else r_BLH
 
 
 class TimeGate(nn.Module):

@@ -25,7 +25,7 @@ def test_the_ladder_leads_from_the_official_to_the_corrected_time_path():
     corrected = settings(LADDER["corrected"], "gap", 0)
     assert corrected == settings(WAYS["corrected"], "gap", 0) == settings(FILTERS["full"], "gap", 0)
     time_fields = [name for name in type(corrected.model).model_fields if "time" in name]
-    last = settings(LADDER["+ step multiplied by 1 + r / 2"], "gap", 0)
+    last = settings(LADDER["+ residual convolutions"], "gap", 0)
     assert all(getattr(last.model, f) == getattr(corrected.model, f) for f in time_fields)
     for name, changes in LADDER.items():
         if name.startswith("corrected, "):

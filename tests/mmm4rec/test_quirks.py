@@ -41,10 +41,6 @@ TESTS = {
         "::test_corrected_starts_near_the_mean_and_official_near_zero",
     ],
     "model.time_convolution": ["tests/mmm4rec/layers/test_time.py::test_scale_formula"],
-    "model.time_factor": [
-        "tests/mmm4rec/baselines/test_tim4rec.py::test_time_scales_the_steps_of_the_decay_matrix",
-        "tests/mmm4rec/layers/test_time.py::test_a_middling_gap_leaves_the_step_to_the_item",
-    ],
     "model.time_dropout": ["tests/mmm4rec/test_quirks.py::test_time_dropout"],
     "model.norm_eps": ["tests/mmm4rec/test_quirks.py::test_norm_eps"],
     "model.missing_modality": [

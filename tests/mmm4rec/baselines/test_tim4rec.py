@@ -8,13 +8,13 @@ from torch.testing import assert_close
 from mmm4rec.layers.time import TimeEncoder
 
 
-def _by_decay_matrix(block, x_BLD, factor_BLH):
+def _by_decay_matrix(block, x_BLD, r_BLH):
     """Run the block with its decay matrix written out, position by position and head by head."""
     z, x, B, C, dt = block.in_proj(x_BLD)
     x, B, C = block.conv(x, B, C)
     ssd = block.ssd
     heads, length = ssd.A_log.numel(), x_BLD.shape[1]
-    step = F.softplus(dt * factor_BLH[:, :length] + ssd.dt_bias)
+    step = F.softplus(dt * r_BLH[:, :length] + ssd.dt_bias)
     A = -ssd.A_log.exp()
     x = x.unflatten(-1, (heads, -1))
     B, C = (part.unflatten(-1, (-1, ssd.d_state)) for part in (B, C))
@@ -35,17 +35,14 @@ def _by_decay_matrix(block, x_BLD, factor_BLH):
     return ssd(y.flatten(-2), z)
 
 
-@pytest.mark.parametrize("factor", ["around_one", "plain"])
 @pytest.mark.parametrize("skip", ["unscaled", "scaled_by_step"])
-def test_time_scales_the_steps_of_the_decay_matrix(build, batch, skip, factor):
-    overrides = [f"model.skip={skip}", f"model.time_factor={factor}"]
-    model = build("tim4rec", "model.item_inputs=ids", *overrides)
+def test_time_scales_the_steps_of_the_decay_matrix(build, batch, skip):
+    model = build("tim4rec", "model.item_inputs=ids", f"model.skip={skip}")
     (layer,) = model.layers
     x_BLD = model.norm(model.item_encoder(batch.items_BL))
     signal = model.time_encoder(batch.timestamps_BL, batch.lengths_B)
     (r_BLH,) = layer.ti_ssd.time_scale(signal.values_SBHL)
-    factor_BLH = 1 + r_BLH / 2 if factor == "around_one" else r_BLH
-    mixed_BLD = _by_decay_matrix(layer.ti_ssd, x_BLD, factor_BLH)
+    mixed_BLD = _by_decay_matrix(layer.ti_ssd, x_BLD, r_BLH)
     expected = layer.feed_forward(layer.norm(mixed_BLD))
     last_BD = expected[torch.arange(7), batch.lengths_B - 1]
     assert_close(model(batch), last_BD, rtol=0, atol=1e-10)

@@ -128,10 +128,9 @@ def test_the_asking_stream_attends_to_the_answering_one(use_time):
     x = convolved(source, co.source_proj, co.source_conv, slice(E))
     B = convolved(source, co.source_proj, co.source_conv, slice(E, E + S))
     C = convolved(query, co.query_proj, co.query_conv, slice(S))
-    dt = co.source_proj(source)[2]
-    factor = 1 + co.time_scale(time) / 2 if use_time else None
+    dt, r = co.source_proj(source)[2], co.time_scale(time) if use_time else None
     z = co.gate_proj(query + source)
-    expected = co.ssd(co.ssd.mix(x, dt, B, C, factor), z)
+    expected = co.ssd(co.ssd.mix(x, dt, B, C, r), z)
     torch.testing.assert_close(co(query, source, time), expected)
 
 

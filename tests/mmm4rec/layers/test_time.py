@@ -151,15 +151,6 @@ def test_only_the_corrected_scale_is_alive_at_the_start(kind, alive):
     assert (grad.abs().max() < 1e-4) != alive
 
 
-@pytest.mark.parametrize("kind", ["around_one", "plain"])
-def test_a_middling_gap_leaves_the_step_to_the_item(kind):
-    """Untrained, and without what the MLP and the convolutions add: log gaps -2 to 2 are r."""
-    module = TimeScale(ModelConfig(**SMALL, time_factor=kind))
-    r_BLH = torch.tensor([-2.0, 0, 2]).view(1, 3, 1)
-    expected = [0, 1, 2] if kind == "around_one" else [-2, 0, 2]
-    assert module.factor(r_BLH).flatten().tolist() == expected
-
-
 @pytest.mark.parametrize("per_position", [False, True])
 def test_gate_formula(per_position):
     config = ModelConfig(**SMALL, per_position_time_gate=per_position, time_norm="real_positions")
