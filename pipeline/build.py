@@ -2,8 +2,8 @@
 
     raw files -> tables -> images -> text features, image features -> prepared folder
 
-Work in progress lives in `<data_dir>/work/<domain>`, one folder per stage; the prepared folder is
-put together at the end and appears whole.
+What each stage makes lies in `<data_dir>/work/<domain>`, one folder per stage; the prepared folder
+is put together at the end and appears whole.
 """
 
 from __future__ import annotations

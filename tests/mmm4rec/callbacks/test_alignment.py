@@ -54,6 +54,14 @@ def test_cka_does_not_see_rotation_scale_and_shift():
     assert cosine_distance(x_ND, -x_ND) == pytest.approx(2)
 
 
+def test_rounding_makes_no_distance_negative():
+    generator = torch.Generator().manual_seed(0)
+    for x_ND in torch.randn(100, 9, 3, generator=generator):
+        for distance in (cka_distance(x_ND, 3 * x_ND), cosine_distance(x_ND, 3 * x_ND)):
+            assert math.copysign(1, distance) == 1
+            assert distance < 1e-6
+
+
 def test_what_does_not_vary_is_aligned_with_nothing():
     x_ND = torch.tensor([[1.0, 2.0], [3.0, 4.0]])
     assert cka_distance(x_ND, torch.ones(2, 2)) == 1.0
