@@ -8,6 +8,8 @@ KERNELS := .venv/.kernels
 RAY := .venv/.ray
 PIP := $(BIN)/python -m pip install --quiet -c .ci/constraints.txt
 PYTEST := $(BIN)/python -m pytest
+# Two processes share the tests, each the next one as it is done.
+SHARED := -n 2 --dist worksteal
 
 # What `reproduce` is given: the world (amazon or mini), seeds, and anything else.
 WORLD ?= amazon
@@ -61,10 +63,10 @@ reproduce-studies: $(INSTALLED)  ## what the paper leaves open
 	$(BIN)/mmm4rec reproduce studies --world $(WORLD) --seeds $(SEEDS) $(ARGS)
 
 test: $(INSTALLED) $(MINILM)  ## the fast tests
-	$(PYTEST)
+	$(PYTEST) $(SHARED)
 
 test-slow: $(INSTALLED) $(MINILM) $(RAY)  ## slow tests, real data and numeric fixtures (where named by the environment)
-	$(PYTEST) -m "slow or real or parity"
+	$(PYTEST) $(SHARED) -m "slow or real or parity"
 
 test-kernels: $(KERNELS)  ## mamba-ssm's kernels on the CPU, through Triton's interpreter
 	TRITON_INTERPRET=1 $(PYTEST) -m kernels tests/kernels

@@ -17,6 +17,7 @@ from mmm4rec.batch import ItemCatalogue, ModalityFeatures
 from mmm4rec.config import Config
 from mmm4rec.settings import load_config
 from pipeline.datamodule import SequenceDataModule
+from pipeline.schema import sha256_file
 from pipeline.sequences import FlatSequences
 from pipeline.synthetic import DomainSpec, WorldSpec, build_world, serve
 
@@ -214,9 +215,9 @@ def assert_nothing_half_written():
 
 @pytest.fixture(scope="session")
 def read_tree():
-    """Read a folder: the bytes of every file by its relative path."""
+    """Read a folder: size and digest of every file by its relative path."""
     return lambda folder: {
-        str(path.relative_to(folder)): path.read_bytes()
+        str(path.relative_to(folder)): f"{path.stat().st_size} bytes, sha256 {sha256_file(path)}"
         for path in sorted(folder.rglob("*"))
         if path.is_file()
     }

@@ -1,7 +1,9 @@
+import json
 import re
 
 import pytest
 
+from experiments.demo import PRETRAINED, SCRATCH, run_demo
 from experiments.reproduce import REPORTS, find_reports, reproduce
 from experiments.studies import STUDIES
 from mmm4rec.errors import ConfigError
@@ -94,8 +96,21 @@ def test_every_report_names_its_runs(name, workspace):
 
 
 @pytest.mark.slow
-def test_the_transfer_table_of_the_miniature(tmp_path):
-    lines = []
+def test_the_miniature_from_the_demo_to_the_transfer_table(tmp_path):
+    demo, lines = tmp_path / "demo", []
+    found = run_demo(demo, seeds=1, echo=lines.append)
+    assert list(found.results["domains"]) == ["MiniOffice", "MiniArts"]
+    for rows in found.results["domains"].values():
+        ndcg = {way: row["metrics"]["ndcg@10"]["value"] for way, row in rows.items()}
+        assert ndcg["popularity"] * 2 < ndcg[SCRATCH] < ndcg[PRETRAINED]
+        assert rows[PRETRAINED]["best_epoch_by_seed"][0] < rows[SCRATCH]["best_epoch_by_seed"][0]
+    assert "| popularity | " in (demo / "report.md").read_text()
+    assert json.loads((demo / "results.json").read_text()) == found.results
+    made = read(demo / "runs")
+    again = run_demo(demo, seeds=1, echo=lines.append)
+    assert again.results["domains"] == found.results["domains"]
+    assert read(demo / "runs") == made  # nothing was done again
+
     options = {"world": "mini", "seeds": 1, "folder": tmp_path, "echo": lines.append}
     reproduce(["table5"], **options)
     report = tmp_path / "reports" / "mini" / "table5"
@@ -106,12 +121,13 @@ def test_the_transfer_table_of_the_miniature(tmp_path):
             assert name in content
     assert "data:image/png;base64," in page
     assert not re.search(r"""(?:src|href)=["']?http""", page)  # self-contained
-    runs = sorted(tmp_path.glob("demo/runs/*/*/*/results.json"))
-    assert len(runs) == 1 + 8
-    before = read(tmp_path / "demo")
+    assert made.items() <= read(demo / "runs").items()  # the demo's runs are among the table's
+    runs = sorted(demo.glob("runs/*/*/*/results.json"))
+    assert len(runs) == 9 + 2  # and the popularity of the demo
+    before = read(demo)
     lines.clear()
     reproduce(["table5"], **options)
-    assert read(tmp_path / "demo") == before  # nothing was done again
+    assert read(demo) == before
     lines.clear()
     reproduce(["table5"], plan=True, **options)
     assert "9 runs: 9 done, 0 to do, 0 cannot begin" in lines[0]
