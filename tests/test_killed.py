@@ -73,7 +73,7 @@ def test_killed_twenty_times_the_folder_is_the_same(start, undisturbed, read_tre
             continue
         num_kills += 1
         prepared = folder / "prepared" / DOMAIN
-        if prepared.exists():  # whole, or not there; what replaces it or was replaced lies beside it
+        if prepared.exists():  # whole; what replaces it may lie beside it
             assert read_tree(prepared) == expected
     process, first = start(folder)
     said, _ = process.communicate()
