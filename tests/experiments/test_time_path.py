@@ -92,7 +92,7 @@ def test_prepared_domains_stand_beside_the_planted_worlds(data_dir, tmp_path, mo
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("kind", "epochs"), [("gap", 8), ("query", 10), ("marked", 3)])
+@pytest.mark.parametrize(("kind", "epochs"), [("gap", 6), ("query", 8), ("marked", 3)])
 def test_time_is_used_where_the_official_model_stays_blind(kind, epochs, tmp_path):
     """In up to 1,000 steps the corrected model reaches the seeing ceiling, the official nowhere."""
     corrected, official = (
