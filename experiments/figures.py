@@ -176,6 +176,12 @@ def _draw_error_bar(axis: Axes, x: float, y: Estimate, look: Look) -> None:
 def _add_legend(figure: Figure, looks: dict[str, Look], title: str) -> None:
     """Put the legend below all panels, where it hides nothing; the figure grows by its rows."""
     handles: list[Artist] = [Line2D([], [], **look) for look in looks.values()]
-    columns = 3 if figure.get_figwidth() > PANEL_WIDTH else 2
+    most = 3 if figure.get_figwidth() > PANEL_WIDTH else 2
+    for columns in range(most, 0, -1):
+        legend = figure.legend(
+            handles, list(looks), title=title, loc="outside lower center", ncols=columns
+        )
+        if columns == 1 or legend.get_window_extent().width <= figure.bbox.width:
+            break
+        legend.remove()
     figure.set_figheight(figure.get_figheight() + LEGEND_ROW * -(-len(looks) // columns))
-    figure.legend(handles, list(looks), title=title, loc="outside lower center", ncols=columns)

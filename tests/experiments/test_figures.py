@@ -84,6 +84,16 @@ def test_any_number_of_ways_can_be_told_apart_and_the_legend_hides_no_data(tmp_p
     assert all(legend.y1 <= axis.get_window_extent().y0 for axis in figure.axes)
 
 
+def test_a_legend_of_long_names_is_not_cut_off(tmp_path, drawn):
+    names = [f"{way}, a TiSSD for each modality" for way in ("filter", "gate", "mean")]
+    draw_curves({"A": {name: [CURVE] for name in names}}, "val/x", tmp_path / "c.png")
+    (figure,) = drawn
+    legend, whole = figure.legends[0].get_window_extent(), figure.bbox
+    assert whole.x0 <= legend.x0 < legend.x1 <= whole.x1
+    assert whole.y0 <= legend.y0
+    assert legend.y1 <= figure.axes[0].get_tightbbox().y0
+
+
 def test_panels_wrap_and_none_is_left_empty(tmp_path, drawn):
     draw_curves({str(at): {"one": [CURVE]} for at in range(5)}, "val/x", tmp_path / "c.png")
     (figure,) = drawn
