@@ -33,7 +33,8 @@ LEARNING_AND_SERVING = "fine-tuning and serving"
 NOTES = [
     "The share of the items with an image that lose it, and where; everywhere else all images are "
     "there. What stands for a missing one is the policy model.missing_modality: a learned vector, "
-    "zeros before the adapter, or the features of a white picture.",
+    "zeros before the adapter, or the features of a white picture. To the encoder pixels, which "
+    "the miniature Amazon uses, a white picture is zeros: there the last two are one.",
     "Validation, which chooses the epoch, sees what fine-tuning sees.",
 ]
 
