@@ -57,6 +57,13 @@ def test_a_metric_that_was_not_recorded(tmp_path):
         read_curve(tmp_path, "val/recall@1")
 
 
+def test_a_curve_is_drawn_in_colours(tmp_path):
+    draw_curves({"A": {"one": [CURVE], "other": [CURVE, CURVE]}}, "val/x", tmp_path / "c.png")
+    with Image.open(tmp_path / "c.png") as picture:
+        assert picture.width >= 500
+        assert len(picture.convert("RGB").resize((64, 64)).getcolors()) > 20
+
+
 def test_each_run_is_a_line_with_its_best_epoch_marked(tmp_path, drawn):
     other = [(1.0, 0.05), (2.0, 0.06)]
     panels = {"A": {"one": [CURVE, other], "two": [other]}, "B": {"two": [CURVE]}}

@@ -97,7 +97,7 @@ def test_time_is_used_where_the_official_model_stays_blind(kind, epochs, tmp_pat
     """In up to 1,000 steps the corrected model reaches the seeing ceiling, the official nowhere."""
     corrected, official = (
         {**WAYS[way], "trainer": {"max_epochs": number}}
-        for way, number in (("corrected", epochs), ("official", 2))
+        for way, number in (("corrected", epochs), ("official", 4))
     )
     assert measure(corrected, kind, "days", 0, tmp_path).way > 0.95
     assert abs(measure(official, kind, "days", 0, tmp_path).way) < 0.1
